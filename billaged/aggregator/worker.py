@@ -1,0 +1,226 @@
+"""The thread that owns the fold.
+
+It takes entries in journal order, folds them under the lock, gives out what became
+due, and commits to the ledger at most once a flush interval. The lock guards the
+engine against readers; it is never held across I/O.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from billaged.aggregator.changes import LedgerWriter
+from billaged.aggregator.columns import RUNNING
+from billaged.aggregator.engine import Engine
+from billaged.aggregator.summary import SummarySink
+from billaged.model.errors import BillagedError
+from billaged.model.records import FoldRules, JournalEntry
+from billaged.model.time import NANOS, Clock
+
+_log = logging.getLogger("billaged.aggregator")
+
+# Fold at most this many entries at once, so that readers wait some milliseconds at most.
+_FOLD_ENTRIES: Final = 8_192
+# Wait this long for company before folding fewer than this: small groups cost most.
+_GATHER_SECONDS: Final = 0.02
+_GATHER_ENTRIES: Final = 512
+# Flush early when this many rows wait for the ledger.
+_FLUSH_ROWS: Final = 200_000
+# A flush is followed by at least this many times its own duration without one.
+_FLUSH_REST: Final = 3
+
+
+class AggregatorStatus(NamedTuple):
+    """What operators want to know, at one moment."""
+
+    active_vms: int
+    known_vms: int
+    customers: int
+    position: int
+    ledger_position: int
+    samples_folded: int
+    gaps_seen: int
+    queued_entries: int
+    closed_through_ns: int
+
+
+class Aggregator:
+    """Owns the engine and its thread. ``put`` is the way in, ``owner_of`` and ``status`` the ways to look."""
+
+    def __init__(
+        self,
+        ledger: LedgerWriter,
+        sink: SummarySink,
+        clock: Clock,
+        flush_interval_ns: int,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._ledger = ledger
+        self._sink = sink
+        self._clock = clock
+        self._flush_interval_ns = flush_interval_ns
+        self._on_fatal = on_fatal
+        self._engine = Engine(ledger.checkpoint())
+        # Guards the engine: folding and collecting write, status reads.
+        self._lock = threading.Lock()
+        # Guards the queue below; waits for entries, flushes and the end.
+        self._wake = threading.Condition()
+        self._queue: deque[Sequence[JournalEntry]] = deque()
+        self._queued = 0
+        self._stopping = False
+        # Entries folded since the start, and their payloads' bytes; only the thread writes them.
+        self.folded_entries = 0
+        self.folded_bytes = 0
+        self._ledger_position = self._engine.position
+        self._flush_due_ns = 0
+        self._thread = threading.Thread(target=self._run, name="aggregator")
+
+    # --- before the thread runs --------------------------------------------------
+
+    def load(self) -> None:
+        """Take up the ledger's running sessions."""
+        for rows in self._ledger.running_sessions():
+            self._engine.restore(rows)
+
+    def replay(self, groups: Iterable[Sequence[JournalEntry]]) -> int:
+        """Fold what the journal holds past the ledger's position; the number of entries."""
+        count = 0
+        for entries in groups:
+            count += len(entries)
+            self._fold(entries, replayed=True)
+            if self._engine.waiting_rows() > _FLUSH_ROWS:
+                self.flush()
+        self.flush()
+        return count
+
+    def start(self) -> None:
+        self._thread.start()
+
+    # --- the way in --------------------------------------------------------------
+
+    def put(self, entries: Sequence[JournalEntry]) -> None:
+        """Hand over durable entries, in journal order. Never blocks: the intake bounds what is in flight."""
+        with self._wake:
+            self._queue.append(entries)
+            self._queued += len(entries)
+            self._wake.notify()
+
+    def stop(self) -> None:
+        """Fold and flush everything handed over, then end the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # --- looking -----------------------------------------------------------------
+
+    @property
+    def position(self) -> int:
+        return self._engine.position
+
+    @property
+    def rules(self) -> FoldRules | None:
+        """The rules in force; None where no record has set them yet."""
+        return self._engine.checkpoint().rules
+
+    def owner_of(self, vm_id: str) -> str | None:
+        """The customer of a VM's running session, as far as it is folded; None where there is none.
+
+        Asked for every sample, so it takes no lock: while the fold writes that very
+        VM the answer may be a moment old or ahead. Who must be sure waits until what
+        came before is folded, and asks again.
+        """
+        columns = self._engine.columns
+        row = columns.row_of.get(vm_id)
+        if row is None or not columns.flags[row] & RUNNING:
+            return None
+        customer_id: str = columns.customer_ids[columns.customer[row]]
+        return customer_id
+
+    def known_vms(self) -> int:
+        """VMs in memory. Needs no lock: one number."""
+        return len(self._engine.columns)
+
+    def knows(self, vm_id: str) -> bool:
+        return vm_id in self._engine.columns.row_of
+
+    def status(self) -> AggregatorStatus:
+        with self._lock:
+            engine = self._engine
+            return AggregatorStatus(
+                engine.running_vms(),
+                len(engine.columns),
+                len(engine.columns.customer_ids),
+                engine.position,
+                self._ledger_position,
+                engine.samples_folded,
+                engine.gaps_seen,
+                self._queued,
+                engine.clock.closed_through_ns,
+            )
+
+    # --- the thread --------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._ended():
+                entries = self._next()
+                self._fold(entries)
+                self.folded_bytes += sum([len(entry.payload) for entry in entries])
+                self.folded_entries += len(entries)
+                if self._clock.monotonic_nanos() >= self._flush_due_ns or self._engine.waiting_rows() > _FLUSH_ROWS:
+                    self.flush()
+            self.flush()
+        except BaseException as error:
+            self._on_fatal(error)
+            if not isinstance(error, BillagedError):
+                raise
+
+    def _ended(self) -> bool:
+        with self._wake:
+            return self._stopping and not self._queue
+
+    def _next(self) -> list[JournalEntry]:
+        """Entries to fold; none where a flush has come due, or the end."""
+        with self._wake:
+            while not self._queue and not self._stopping:
+                left = None
+                if self._engine.position != self._ledger_position:
+                    left = (self._flush_due_ns - self._clock.monotonic_nanos()) / NANOS
+                    if left <= 0:
+                        return []
+                self._wake.wait(left)
+            if self._queued < _GATHER_ENTRIES and not self._stopping:
+                self._wake.wait_for(lambda: self._queued >= _GATHER_ENTRIES or self._stopping, _GATHER_SECONDS)
+            entries: list[JournalEntry] = []
+            while self._queue and len(entries) < _FOLD_ENTRIES:
+                entries.extend(self._queue.popleft())
+            self._queued -= len(entries)
+            return entries
+
+    def _fold(self, entries: Sequence[JournalEntry], *, replayed: bool = False) -> None:
+        # The ledger may know VMs that the columns do not hold: asked before the lock is taken.
+        if unknown := self._engine.unknown_vms(entries):
+            rows = self._ledger.newest_sessions(unknown)
+            with self._lock:
+                self._engine.restore(rows)
+        with self._lock:
+            summaries = self._engine.fold(entries, replayed=replayed)
+        for batch in summaries:
+            self._sink.publish(batch)
+
+    def flush(self) -> None:
+        """Commit what was folded. Called by the thread, or before it runs."""
+        began = self._clock.monotonic_nanos()
+        with self._lock:
+            changes = self._engine.collect()
+        if changes is not None:
+            self._ledger.commit(changes)
+            self._ledger_position = changes.checkpoint.position
+        ended = self._clock.monotonic_nanos()
+        self._flush_due_ns = ended + max(self._flush_interval_ns, _FLUSH_REST * (ended - began))

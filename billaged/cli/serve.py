@@ -1,0 +1,34 @@
+"""``billaged serve``: the daemon."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+
+@click.command()
+def serve() -> None:
+    """Run the daemon until SIGTERM or Ctrl-C.
+
+    All settings come from UNKEY_BILLAGED_* variables; 'billaged config show' prints
+    what is in force. For a first try without certificates:
+
+    \b
+        UNKEY_BILLAGED_TLS_MODE=disabled UNKEY_BILLAGED_ADDRESS=127.0.0.1 \\
+        UNKEY_BILLAGED_DATA_DIR=./var billaged serve
+    """
+    from billaged import daemon
+    from billaged.settings import Settings
+    from billaged.telemetry import logs
+
+    settings = Settings.load(os.environ)
+    style = settings.log.format
+    if style == "auto":
+        style = "text" if sys.stdout.isatty() else "json"
+    logs.configure(settings.log.level, style)
+    # The thread that waits for the interpreter's lock gets it sooner: a busy event loop
+    # would else hold up the journal writer by 5 ms each time it wants it back.
+    sys.setswitchinterval(0.0005)
+    daemon.serve(settings, readable_log=style == "text")

@@ -1,0 +1,313 @@
+"""The composition root: builds the stages, joins them, starts and stops them in order.
+
+    doors -> intake -> journal writer -> aggregator -> ledger
+                                              └-> summaries -> log, watchers
+
+Start: stores, fold state, replay, threads, then the doors. Stop: the doors, then
+each stage once the one before it has handed everything on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from typing import Any, Final
+
+from billaged import __version__
+from billaged.aggregator.worker import Aggregator
+from billaged.directory import DataDirectory
+from billaged.doors.connect import connect_apps
+from billaged.doors.grpc_server import GrpcDoor
+from billaged.identity.caller import CallerNames
+from billaged.identity.tls import server_credentials
+from billaged.intake.clock import ClockWatch
+from billaged.intake.journal import Journal, entry_of
+from billaged.intake.service import Intake
+from billaged.intake.validation import Limits
+from billaged.intake.writer import JournalWriter
+from billaged.model.errors import StartError
+from billaged.model.records import Tick
+from billaged.model.time import MINUTE_NANOS, NANOS, format_duration
+from billaged.settings import Settings
+from billaged.storage import Stores, open_stores
+from billaged.summaries.broadcast import Broadcast
+from billaged.summaries.feed import WatchedSummaries
+from billaged.summaries.log import SummaryLog
+from billaged.web.app import build_app
+from billaged.web.server import HttpServer
+
+_log = logging.getLogger("billaged.daemon")
+
+# What a stop may take altogether, and running RPCs of it.
+_STOP_SECONDS: Final = 9.0
+_GRACE_SECONDS: Final = 3.0
+_TICK_MAX_NANOS: Final = MINUTE_NANOS
+_LOOK_AT_DISK_SECONDS: Final = 1.0
+
+
+class SystemClock:
+    """The machine's clocks (``model.time.Clock``)."""
+
+    def wall_nanos(self) -> int:
+        return time.time_ns()
+
+    def monotonic_nanos(self) -> int:
+        return time.monotonic_ns()
+
+
+class Daemon:
+    """One daemon, from its stores to its doors. Built and run on the event loop."""
+
+    def __init__(self, settings: Settings, directory: DataDirectory | None, *, readable_log: bool) -> None:
+        """
+        Raises:
+            StartError: something that it needs cannot be used; the message says what to do.
+        """
+        self._settings = settings
+        self._directory = directory
+        self._clock = SystemClock()
+        self._loop = asyncio.get_running_loop()
+        self._started_ns = self._clock.monotonic_nanos()
+        self._stop = asyncio.Event()
+        self._fatal: BaseException | None = None
+        self._stopping = False
+
+        self._credentials = server_credentials(settings.tls, settings.http)
+        self._stores: Stores = open_stores(directory)
+        weights = settings.score.weights()
+        self._feed = WatchedSummaries(self._loop, weights, settings.grpc.watcher_queue_max)
+        self._broadcast = Broadcast([SummaryLog(settings.summaries.log, weights, readable=readable_log), self._feed])
+        self._aggregator = Aggregator(
+            self._stores.ledger,
+            self._broadcast,
+            self._clock,
+            settings.aggregation.flush_interval_ns,
+            self._on_fatal,
+        )
+        self._writer = JournalWriter(
+            self._stores.journal,
+            self._aggregator,
+            self._loop,
+            settings.intake.group_max_records,
+            settings.intake.group_max_bytes,
+            self._on_fatal,
+            self._prune,
+        )
+        limits = settings.intake
+        self._intake = Intake(
+            self._writer,
+            self._aggregator,
+            ClockWatch(self._clock, self._stores.journal.newest_received_ns()),
+            Limits(
+                limits.max_samples_per_batch,
+                limits.max_active_vms_per_heartbeat,
+                limits.max_sample_age_ns,
+                limits.max_future_ns,
+            ),
+            limits.queue_max_records,
+            limits.queue_max_bytes,
+            settings.aggregation.max_vms,
+        )
+        self._grpc = GrpcDoor(self._intake, self._feed, settings.grpc, self._credentials, CallerNames())
+        apps = connect_apps(self._intake, self._feed, settings.grpc)
+        self._http = HttpServer(build_app(apps, self._state, self._stats, self._uptime_seconds), settings.http)
+
+    # --- life --------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until a signal or a fault.
+
+        Raises:
+            StartError: it could not start, or a fault ended it.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop.set)
+        try:
+            await self._start()
+            ticks = asyncio.create_task(self._tick())
+            disk = asyncio.create_task(self._watch_disk())
+            await self._stop.wait()
+            ticks.cancel()
+            disk.cancel()
+        finally:
+            await self._shut_down()
+        if self._fatal is not None:
+            if isinstance(self._fatal, StartError):
+                raise self._fatal
+            raise StartError(f"billaged stopped on an unexpected error: {self._fatal!r}") from self._fatal
+
+    async def _start(self) -> None:
+        self._aggregator.load()
+        replayed = self._aggregator.replay(
+            [entry_of(row) for row in rows] for rows in self._stores.journal.read(self._aggregator.position)
+        )
+        status = self._aggregator.status()
+        _log.info(
+            "ledger is up to date",
+            extra={"replayed": replayed, "position": status.position, "active_vms": status.active_vms},
+        )
+        self._broadcast.start()
+        self._aggregator.start()
+        self._writer.start()
+        if self._aggregator.rules != (rules := self._settings.aggregation.fold_rules()):
+            self._intake.submit_own(rules)
+        grpc_port = await self._grpc.start()
+        http_port = await self._http.start()
+        self._intake.open()
+        _log.info(
+            "serving",
+            extra={
+                "version": __version__,
+                "grpc": f"{self._settings.grpc.address}:{grpc_port}",
+                "http": f"{self._settings.http.address}:{http_port}",
+                "tls": self._settings.tls.mode,
+                "store": self._settings.storage.store,
+            },
+        )
+
+    async def _shut_down(self) -> None:
+        self._stopping = True
+        if self._intake.serving:
+            _log.info("stopping")
+        # Whatever hangs must not keep the process: what was acknowledged is durable already.
+        deadline = threading.Timer(_STOP_SECONDS, os._exit, (1,))
+        deadline.daemon = True
+        deadline.start()
+        was_serving = self._intake.serving
+        self._intake.close("billaged is stopping")
+        self._feed.end()
+        await asyncio.gather(self._grpc.stop(_GRACE_SECONDS), self._http.stop())
+        if was_serving and self._fatal is None:
+            # The summaries of the interval that ends early. It stands for no silence.
+            self._intake.submit_own(Tick(self._clock.wall_nanos(), 0, closes_interval=True))
+        for stage in (self._writer.stop, self._aggregator.stop, self._broadcast.stop):
+            await asyncio.to_thread(stage)
+        self._stores.close()
+        deadline.cancel()
+        if was_serving:
+            _log.info("stopped")
+
+    def _on_fatal(self, error: BaseException) -> None:
+        """From any thread: nothing more can be made durable, so end."""
+
+        def end() -> None:
+            if self._fatal is None:
+                self._fatal = error
+                self._intake.close("billaged has failed and restarts")
+                self._stop.set()
+
+        try:
+            self._loop.call_soon_threadsafe(end)
+        except RuntimeError:
+            _log.debug("the loop is closed already")
+
+    # --- time --------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        """Journal the passing of time. A tick that comes late stands for one tick length all the same."""
+        interval_ns = self._settings.aggregation.aggregation_interval_ns
+        per_interval = -(-interval_ns // _TICK_MAX_NANOS)
+        length_ns = interval_ns // per_interval
+        count = 0
+        # The interval that a stop left open goes on from here.
+        self._intake.submit_own(Tick(self._clock.wall_nanos(), 0, closes_interval=False))
+        due = self._clock.monotonic_nanos()
+        while True:
+            due = max(due + length_ns, self._clock.monotonic_nanos())
+            await asyncio.sleep((due - self._clock.monotonic_nanos()) / NANOS)
+            if not self._intake.taking:
+                continue
+            count += 1
+            closes = count % per_interval == 0
+            self._intake.submit_own(Tick(self._clock.wall_nanos(), length_ns, closes_interval=closes))
+
+    async def _watch_disk(self) -> None:
+        """Refuse before the disk is full, so that what was taken can still be written."""
+        needed = self._settings.storage.min_free_bytes
+        if self._directory is None or not needed:
+            return
+        full = False
+        while True:
+            free = self._directory.free_bytes()
+            if (free < needed) != full:
+                full = free < needed
+                reason = f"the disk of the data directory has only {free >> 20} MiB left"
+                self._intake.disk_is_full(reason if full else None)
+                if full:
+                    _log.error("refusing usage: %s, less than UNKEY_BILLAGED_MIN_FREE_BYTES", reason)
+                else:
+                    _log.warning("taking usage again: the disk has room")
+            await asyncio.sleep(_LOOK_AT_DISK_SECONDS)
+
+    def _prune(self, journal: Journal) -> None:
+        """Called by the writer after each commit."""
+
+    # --- for /health and /stats --------------------------------------------------
+
+    def _state(self) -> str:
+        if self._stopping:
+            return "stopping"
+        return "ok" if self._intake.serving else "starting"
+
+    def _uptime_seconds(self) -> float:
+        return (self._clock.monotonic_nanos() - self._started_ns) / NANOS
+
+    def _stats(self) -> dict[str, Any]:
+        status = self._aggregator.status()
+        journal = self._stores.journal
+        return {
+            "active_vms": status.active_vms,
+            "aggregation_interval": format_duration(self._settings.aggregation.aggregation_interval_ns),
+            "known_vms": status.known_vms,
+            "customers": status.customers,
+            "samples": status.samples_folded,
+            "gaps": status.gaps_seen,
+            "queue_depth": self._intake.in_flight,
+            "queue_bytes": self._intake.in_flight_bytes,
+            "taking_usage": self._intake.taking,
+            "journal": {
+                "id": journal.journal_id,
+                "position": journal.position,
+                "folded_position": status.position,
+                "ledger_position": status.ledger_position,
+                "lag": journal.position - status.ledger_position,
+                "groups_committed": self._writer.groups,
+            },
+            "summaries_dropped": self._broadcast.dropped,
+            "uptime_seconds": round(self._uptime_seconds(), 3),
+        }
+
+
+def serve(settings: Settings, *, readable_log: bool) -> None:
+    """Run a daemon on this thread until it is told to stop.
+
+    Raises:
+        StartError: it cannot start, or a fault ended it.
+    """
+    import uvloop
+
+    # Files of the data directory are nobody else's.
+    os.umask(0o077)
+    for name in settings.not_yet:
+        _log.warning("%s is set, but does nothing in this version", name)
+    if settings.tls.mode == "disabled":
+        _log.warning("TLS is disabled: whoever reaches %s can send usage", settings.grpc.address)
+    directory = None
+    if settings.storage.store == "memory":
+        _log.warning("UNKEY_BILLAGED_STORE=memory: nothing is written to disk, all usage is lost at the end")
+    else:
+        directory = DataDirectory(settings.storage.data_dir)
+
+    async def live() -> None:
+        await Daemon(settings, directory, readable_log=readable_log).run()
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(live())
+    finally:
+        if directory is not None:
+            directory.release()

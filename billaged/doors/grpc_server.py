@@ -1,0 +1,176 @@
+"""The gRPC door: the service under both its names, the summaries' stream, health and reflection.
+
+Handlers take and give raw bytes. So a malformed message is told as INVALID_ARGUMENT by
+us and not as INTERNAL by gRPC, and the journal holds a payload exactly as it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+
+from billaged.doors.listening import GRPC_ADDRESS, GRPC_PORT, cannot_listen, join, open_socket
+from billaged.doors.methods import BILLING_SERVICES, METHODS, SERVICES, STREAM_SERVICE, WATCH_METHOD, Method
+from billaged.doors.ports import Intake, SummaryFeed
+from billaged.doors.receiver import Receiver
+from billaged.doors.status import refusal
+from billaged.doors.watchers import STALLED_SECONDS, StalledWatcher, Watchers, parse_watch
+from billaged.identity.caller import PLAINTEXT, Caller
+from billaged.model.errors import NotServing
+from billaged.settings import Grpc
+
+# The stubs of grpc are behind it: they know neither abort_with_status nor handlers of bytes.
+Context = Any
+UnaryHandler = Callable[[bytes, Context], Awaitable[bytes]]
+
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class GrpcDoor:
+    """A ``grpc.aio`` server in the running loop. Started once, stopped once."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        feed: SummaryFeed,
+        settings: Grpc,
+        credentials: grpc.ServerCredentials | None = None,
+        caller: Caller = lambda peer: PLAINTEXT,
+        *,
+        watcher_stalled_seconds: float = STALLED_SECONDS,
+    ) -> None:
+        """``credentials`` None is plaintext. Doors that share ``Watchers`` as their feed share its places."""
+        self._settings = settings
+        self._credentials = credentials
+        self._caller = caller
+        self._receiver = Receiver(intake, settings.max_message_bytes)
+        self._watchers = Watchers.over(feed, settings.watchers_max)
+        self._watcher_stalled_seconds = watcher_stalled_seconds
+        self._watching: set[asyncio.Task[Any]] = set()  # tasks of open WatchSummaries streams
+        self._stopping = False
+        self._health = health.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> int:
+        """Listen and serve; returns the port.
+
+        Raises:
+            StartError: the port cannot be had.
+        """
+        settings = self._settings
+        server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=settings.max_concurrent_rpcs)
+        server.add_generic_rpc_handlers(self._handlers())
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+        await self._set_health(_NOT_SERVING)
+        port = self._bind(server)
+        await server.start()
+        self._server = server
+        await self._set_health(_SERVING)
+        return port
+
+    async def announce_stop(self) -> None:
+        """Say NOT_SERVING to whoever asks for health, and go on serving."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Take nothing new, end watchers, let running requests finish within the grace, then cut them off."""
+        await self.announce_stop()
+        self._stopping = True
+        for task in self._watching:
+            task.cancel()
+        if self._server is not None:
+            await self._server.stop(grace_seconds)
+        self._receiver.close()
+
+    def _options(self) -> list[tuple[str, int]]:
+        settings = self._settings
+        return [
+            # gRPC would else share the port with a second daemon, silently.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            # Both alike: between the two a request is refused at random.
+            ("grpc.max_metadata_size", settings.max_metadata_bytes),
+            ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+            ("grpc.server_handshake_timeout_ms", settings.handshake_timeout_ns // 1_000_000),
+            # A watcher whose machine has vanished keeps its place only so long.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+        ]
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        settings = self._settings
+        # Tried before gRPC tries: it logs lines of its own and does not say why.
+        open_socket(settings.address, settings.port, GRPC_PORT, GRPC_ADDRESS).close()
+        place = join(settings.address, settings.port)
+        try:
+            if self._credentials is None:
+                return server.add_insecure_port(place)
+            return server.add_secure_port(place, self._credentials)
+        except RuntimeError as error:
+            raise cannot_listen(settings.address, settings.port, GRPC_PORT, GRPC_ADDRESS, error) from error
+
+    def _handlers(self) -> list[grpc.GenericRpcHandler]:
+        unary: dict[str, Any] = {
+            method.name: grpc.unary_unary_rpc_method_handler(self._unary(method)) for method in METHODS
+        }
+        watch: dict[str, Any] = {WATCH_METHOD: grpc.unary_stream_rpc_method_handler(self._watch)}
+        return [
+            *(grpc.method_handlers_generic_handler(service, unary) for service in BILLING_SERVICES),
+            grpc.method_handlers_generic_handler(STREAM_SERVICE, watch),
+        ]
+
+    def _unary(self, method: Method) -> UnaryHandler:
+        receive, caller = self._receiver.receive, self._caller
+
+        async def handle(payload: bytes, context: Context) -> bytes:
+            try:
+                return await receive(method, payload, caller(context))
+            except Exception as error:  # noqa: BLE001 - every one is told to the caller, and a bug is logged
+                await context.abort_with_status(refusal(error).grpc_status())
+                raise
+
+        return handle
+
+    async def _watch(self, payload: bytes, context: Context) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("gRPC calls its handlers in tasks")
+        self._watching.add(task)
+        try:
+            await self._send_summaries(payload, context)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            task.uncancel()
+            await context.abort_with_status(refusal(NotServing("billaged is stopping")).grpc_status())
+        except Exception as error:  # noqa: BLE001 - as in _unary
+            await context.abort_with_status(refusal(error).grpc_status())
+        finally:
+            self._watching.discard(task)
+
+    async def _send_summaries(self, payload: bytes, context: Context) -> None:
+        request = parse_watch(payload)
+        async with aclosing(self._watchers.watch(request.customer_ids, request.vm_ids)) as summaries:
+            # Answered at once: the first summary may be an interval away.
+            await context.send_initial_metadata(())
+            async for summary in summaries:
+                try:
+                    async with asyncio.timeout(self._watcher_stalled_seconds):
+                        await context.write(summary.SerializeToString())
+                except TimeoutError:
+                    raise StalledWatcher(self._watcher_stalled_seconds) from None
+
+    async def _set_health(self, status: Any) -> None:
+        for service in ("", *SERVICES):
+            await self._health.set(service, status)

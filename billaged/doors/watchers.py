@@ -1,0 +1,63 @@
+"""Watchers: who reads summaries as they come, and how many may."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing
+from typing import Any, Final, cast
+
+from google.protobuf.message import DecodeError
+
+from billaged.doors.ports import SummaryFeed
+from billaged.model.errors import InvalidField, Overloaded
+from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary, WatchSummariesRequest
+
+# A watcher that takes nothing for this long is cut off: its queue may be short, but it would stand for ever.
+STALLED_SECONDS: Final = 30.0
+
+
+class StalledWatcher(Overloaded):
+    """A watcher has stopped reading."""
+
+    def __init__(self, stalled_seconds: float) -> None:
+        super().__init__(f"cut off: no summary was read for {stalled_seconds:g} s; watch again and read faster")
+
+
+class Watchers:
+    """A ``SummaryFeed`` that lets only so many watch at once, over all doors that share it."""
+
+    def __init__(self, feed: SummaryFeed, watchers_max: int) -> None:
+        self._feed = feed
+        self._watchers_max = watchers_max
+        self.open_count = 0  # streams that hold a place now
+
+    @classmethod
+    def over(cls, feed: SummaryFeed, watchers_max: int) -> Watchers:
+        """The feed itself if it is already limited, so that doors given the same one share its places."""
+        return feed if isinstance(feed, cls) else cls(feed, watchers_max)
+
+    async def watch(self, customer_ids: Collection[str], vm_ids: Collection[str]) -> AsyncGenerator[UsageSummary, None]:
+        """As ``SummaryFeed.watch``; a place is taken with the first summary asked for.
+
+        Raises:
+            Overloaded: no place is left, or the watcher has fallen too far behind.
+        """
+        if self.open_count >= self._watchers_max:
+            raise Overloaded(f"all {self._watchers_max} places for watchers are taken", retry_after_seconds=10.0)
+        self.open_count += 1
+        try:
+            # The port promises that closing releases, so there is an aclose.
+            feed = cast(AsyncGenerator[UsageSummary, Any], self._feed.watch(customer_ids, vm_ids))
+            async with aclosing(feed) as summaries:
+                async for summary in summaries:
+                    yield summary
+        finally:
+            self.open_count -= 1
+
+
+def parse_watch(payload: bytes) -> WatchSummariesRequest:
+    """Raises InvalidField for bytes that are no such request."""
+    try:
+        return WatchSummariesRequest.FromString(payload)
+    except DecodeError as error:
+        raise InvalidField("", "the request is not a valid protobuf message of its type") from error

@@ -1,0 +1,63 @@
+"""What a journal is: an ordered, durable list of rows. Drivers: ``sqlite.py``, ``memory.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from billaged.model.records import JournalEntry, Kind
+from billaged.wire import codec
+
+
+class JournalRow(NamedTuple):
+    """A row as it is stored; ``payload`` as it came."""
+
+    sequence: int
+    kind: int
+    received_ns: int
+    caller: str
+    payload: bytes
+
+
+class Journal(Protocol):
+    """One writer, many readers. ``append`` and ``prune`` belong to the writer's thread."""
+
+    @property
+    def journal_id(self) -> str:
+        """A UUID, given when the journal was made."""
+
+    @property
+    def position(self) -> int:
+        """The last sequence that was ever appended; 0 for none."""
+
+    @property
+    def pruned(self) -> int:
+        """Sequences up to here have left; 0 for none."""
+
+    def append(self, rows: Sequence[JournalRow]) -> None:
+        """Make the rows durable, all or none. Their sequences continue from ``position``.
+
+        Raises:
+            DurabilityLost: whether they are on disk is unknown; never append again.
+        """
+
+    def read(self, after: int) -> Iterator[list[JournalRow]]:
+        """The rows after a sequence, in order, in chunks. For any thread."""
+
+    def newest_received_ns(self) -> int:
+        """When the newest row was received; 0 where there is none."""
+
+    def prune(self, through: int, received_before_ns: int) -> int:
+        """Remove rows up to a sequence that were received before a time; how many went."""
+
+    def close(self) -> None: ...
+
+
+def entry_of(row: JournalRow) -> JournalEntry:
+    """A row with its payload decoded.
+
+    Raises:
+        InvalidField: the payload is no message of its kind: the file was changed.
+    """
+    kind = Kind(row.kind)
+    return JournalEntry(row.sequence, kind, row.received_ns, row.caller, row.payload, codec.decode(kind, row.payload))

@@ -1,0 +1,131 @@
+"""The journal in a SQLite file: WAL, every commit synced to disk before it returns."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from billaged.intake.journal import JournalRow
+from billaged.model.errors import DurabilityLost, StorageError
+
+FILE_NAME: Final = "journal.db"
+
+_SCHEMA_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE journal (
+    -- AUTOINCREMENT: a pruned table would else hand out old numbers again.
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind INTEGER NOT NULL,
+    received_ns INTEGER NOT NULL,
+    caller TEXT NOT NULL,
+    payload BLOB NOT NULL
+);
+CREATE TABLE about (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    journal_id TEXT NOT NULL,
+    pruned INTEGER NOT NULL
+);
+"""
+_MAX_ROWS: Final = 512
+_READ_ROWS: Final = 4_096
+_PRUNE_ROWS: Final = 10_000
+
+
+class SqliteJournal:
+    """Satisfies ``Journal``. Readers have connections of their own."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            StorageError: the file is no journal, or of another version.
+        """
+        self._path = path
+        try:
+            self._connection = self._open()
+        except sqlite3.Error as error:
+            raise StorageError(f"{path} cannot be used as a journal: {error}.", "Restore a backup of it.") from error
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                raise StorageError(f"{self._path} holds tables but is no journal.", "Choose another data directory.")
+            about = f"INSERT INTO about VALUES (1, '{uuid.uuid4()}', 0);"
+            connection.executescript(f"BEGIN; {_SCHEMA} {about} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
+        elif version != _SCHEMA_VERSION:
+            raise StorageError(
+                f"the journal {self._path} has schema {version}, this version of billaged knows {_SCHEMA_VERSION}.",
+                "Use the version of billaged that wrote it.",
+            )
+        self.journal_id, self.pruned = connection.execute("SELECT journal_id, pruned FROM about").fetchone()
+        row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").fetchone()
+        self.position: int = max(row[0] if row else 0, self.pruned)
+        return connection
+
+    def append(self, rows: Sequence[JournalRow]) -> None:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            start = 0
+            while start < len(rows):
+                # Many rows a statement: each statement gives up the interpreter's lock and must win it back.
+                size = min(_MAX_ROWS, 1 << ((len(rows) - start).bit_length() - 1))
+                self._connection.execute(_insert(size), tuple(chain.from_iterable(rows[start : start + size])))
+                start += size
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            # Never retried: after a failed sync the pages may be marked clean though they are not on disk.
+            raise DurabilityLost(
+                f"the journal cannot be committed: {error}.",
+                "Nothing of it was acknowledged. See the disk and restart.",
+            ) from error
+        self.position = rows[-1].sequence
+
+    def read(self, after: int) -> Iterator[list[JournalRow]]:
+        connection = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=30)
+        try:
+            while True:
+                query = "SELECT sequence, kind, received_ns, caller, payload FROM journal WHERE sequence > ?"
+                rows = connection.execute(f"{query} ORDER BY sequence LIMIT ?", (after, _READ_ROWS)).fetchall()
+                if not rows:
+                    return
+                yield [JournalRow(*row) for row in rows]
+                after = rows[-1][0]
+        finally:
+            connection.close()
+
+    def newest_received_ns(self) -> int:
+        row = self._connection.execute("SELECT received_ns FROM journal ORDER BY sequence DESC LIMIT 1").fetchone()
+        return row[0] if row else 0
+
+    def prune(self, through: int, received_before_ns: int) -> int:
+        try:
+            # The oldest that must stay bounds what may go: the journal never has holes.
+            stays = "SELECT sequence FROM journal WHERE received_ns >= ? ORDER BY sequence LIMIT 1"
+            row = self._connection.execute(stays, (received_before_ns,)).fetchone()
+            through = min(through, row[0] - 1 if row else through, self.pruned + _PRUNE_ROWS)
+            if through <= self.pruned:
+                return 0
+            self._connection.execute("BEGIN IMMEDIATE")
+            gone = self._connection.execute("DELETE FROM journal WHERE sequence <= ?", (through,)).rowcount
+            self._connection.execute("UPDATE about SET pruned = ?", (through,))
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise DurabilityLost(f"the journal cannot be pruned: {error}.", "See the disk and restart.") from error
+        self.pruned = through
+        return gone
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@lru_cache(maxsize=16)
+def _insert(rows: int) -> str:
+    return f"INSERT INTO journal VALUES {', '.join(['(?, ?, ?, ?, ?)'] * rows)}"

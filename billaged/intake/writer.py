@@ -1,0 +1,133 @@
+"""The journal writer: a thread that commits everything waiting as one group, then lets it be acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import NamedTuple, Protocol
+
+from billaged.intake.journal import Journal, JournalRow
+from billaged.model.errors import BillagedError, NotServing
+from billaged.model.records import JournalEntry, Kind, Record
+
+_log = logging.getLogger("billaged.intake")
+
+
+class Waiting(NamedTuple):
+    """A record on its way into the journal, and the future of whoever waits for it."""
+
+    kind: Kind
+    received_ns: int
+    caller: str
+    payload: bytes
+    record: Record
+    done: asyncio.Future[None] | None
+
+
+class Downstream(Protocol):
+    """Where durable entries go, in journal order. Must not block."""
+
+    def put(self, entries: Sequence[JournalEntry]) -> None: ...
+
+
+class JournalWriter:
+    """Owns the journal's writing side. ``put`` is the way in; None in the queue is the end."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        downstream: Downstream,
+        loop: asyncio.AbstractEventLoop,
+        group_max_records: int,
+        group_max_bytes: int,
+        on_fatal: Callable[[BaseException], None],
+        prune: Callable[[Journal], None],
+    ) -> None:
+        self._journal = journal
+        self._downstream = downstream
+        self._loop = loop
+        self._group_max_records = group_max_records
+        self._group_max_bytes = group_max_bytes
+        self._on_fatal = on_fatal
+        self._prune = prune
+        # Bounded by the intake, which refuses what is too much before it comes here.
+        self._queue: SimpleQueue[Waiting | None] = SimpleQueue()
+        # Groups committed, for operators; only the thread writes it.
+        self.groups = 0
+        self._thread = threading.Thread(target=self._run, name="journal-writer")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, waiting: Waiting) -> None:
+        self._queue.put(waiting)
+
+    def stop(self) -> None:
+        """Commit everything put before, then end the thread."""
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        group: list[Waiting] = []
+        try:
+            more = True
+            while more:
+                group, more = self._gather()
+                if group:
+                    self._commit(group)
+                    self._prune(self._journal)
+        except BaseException as error:
+            self._refuse(group)
+            self._on_fatal(error)
+            if not isinstance(error, BillagedError):
+                raise
+
+    def _gather(self) -> tuple[list[Waiting], bool]:
+        """Wait for one, then take all that came in the meantime, within the group's bounds."""
+        group: list[Waiting] = []
+        size = 0
+        waiting = self._queue.get()
+        while waiting is not None:
+            group.append(waiting)
+            size += len(waiting.payload)
+            if len(group) >= self._group_max_records or size >= self._group_max_bytes:
+                return group, True
+            try:
+                waiting = self._queue.get_nowait()
+            except Empty:
+                return group, True
+        return group, False
+
+    def _commit(self, group: list[Waiting]) -> None:
+        first = self._journal.position + 1
+        self._journal.append([JournalRow(first + index, *one[:4]) for index, one in enumerate(group)])
+        self.groups += 1
+        self._downstream.put([JournalEntry(first + index, *one[:5]) for index, one in enumerate(group)])
+        futures = [one.done for one in group if one.done is not None]
+        if futures:
+            self._loop.call_soon_threadsafe(_acknowledge, futures)
+
+    def _refuse(self, group: Sequence[Waiting]) -> None:
+        """The commit failed: whether these are durable is unknown, so their callers must try again."""
+        futures = [one.done for one in group if one.done is not None]
+        try:
+            self._loop.call_soon_threadsafe(_fail, futures)
+        except RuntimeError:
+            _log.debug("the loop is closed; its callers are gone")
+
+
+def _acknowledge(futures: Sequence[asyncio.Future[None]]) -> None:
+    for future in futures:
+        # A caller that went away has cancelled its own; the record is durable all the same.
+        if not future.done():
+            future.set_result(None)
+
+
+def _fail(futures: Sequence[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(NotServing("the journal could not be committed; billaged restarts, send again"))

@@ -1,0 +1,1 @@
+"""Alembic's scripts: every schema the ledger ever had, in order. Never edit one that was released."""
