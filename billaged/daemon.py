@@ -15,17 +15,21 @@ import os
 import signal
 import threading
 import time
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from billaged import __version__
 from billaged.aggregator.worker import Aggregator
 from billaged.directory import DataDirectory
-from billaged.doors.connect import connect_apps
+from billaged.doors.connect import ConnectDoor
 from billaged.doors.grpc_server import GrpcDoor
-from billaged.identity.caller import CallerNames
-from billaged.identity.tls import server_credentials
+from billaged.doors.watchers import Watchers
+from billaged.identity.caller import caller_of
+from billaged.identity.tls import server_tls
 from billaged.intake.clock import ClockWatch
-from billaged.intake.journal import Journal, entry_of
+from billaged.intake.journal import entry_of
+from billaged.intake.segments import FOLDER_NAME as SEGMENTS
+from billaged.intake.segments import Segments
 from billaged.intake.service import Intake
 from billaged.intake.validation import Limits
 from billaged.intake.writer import JournalWriter
@@ -37,8 +41,8 @@ from billaged.storage import Stores, open_stores
 from billaged.summaries.broadcast import Broadcast
 from billaged.summaries.feed import WatchedSummaries
 from billaged.summaries.log import SummaryLog
-from billaged.web.app import build_app
-from billaged.web.server import HttpServer
+from billaged.web.app import State, http_app
+from billaged.web.server import HttpServer, check_plaintext
 
 _log = logging.getLogger("billaged.daemon")
 
@@ -47,6 +51,7 @@ _STOP_SECONDS: Final = 9.0
 _GRACE_SECONDS: Final = 3.0
 _TICK_MAX_NANOS: Final = MINUTE_NANOS
 _LOOK_AT_DISK_SECONDS: Final = 1.0
+_ARCHIVE_SECONDS: Final = 60.0
 
 
 class SystemClock:
@@ -76,7 +81,10 @@ class Daemon:
         self._fatal: BaseException | None = None
         self._stopping = False
 
-        self._credentials = server_credentials(settings.tls, settings.http)
+        check_plaintext(settings.tls, settings.http)
+        tls = server_tls(settings.tls, datetime.now(UTC))
+        for warning in tls.warnings:
+            _log.warning(warning)
         self._stores: Stores = open_stores(directory)
         weights = settings.score.weights()
         self._feed = WatchedSummaries(self._loop, weights, settings.grpc.watcher_queue_max)
@@ -95,7 +103,6 @@ class Daemon:
             settings.intake.group_max_records,
             settings.intake.group_max_bytes,
             self._on_fatal,
-            self._prune,
         )
         limits = settings.intake
         self._intake = Intake(
@@ -112,9 +119,10 @@ class Daemon:
             limits.queue_max_bytes,
             settings.aggregation.max_vms,
         )
-        self._grpc = GrpcDoor(self._intake, self._feed, settings.grpc, self._credentials, CallerNames())
-        apps = connect_apps(self._intake, self._feed, settings.grpc)
-        self._http = HttpServer(build_app(apps, self._state, self._stats, self._uptime_seconds), settings.http)
+        watchers = Watchers(self._feed, settings.grpc.watchers_max)
+        self._grpc = GrpcDoor(self._intake, watchers, settings.grpc, tls.credentials, caller_of(tls))
+        self._connect = ConnectDoor(self._intake, watchers, settings.grpc)
+        self._http = HttpServer(http_app(self._connect, self._state, self._stats), settings.http)
 
     # --- life --------------------------------------------------------------------
 
@@ -130,9 +138,12 @@ class Daemon:
             await self._start()
             ticks = asyncio.create_task(self._tick())
             disk = asyncio.create_task(self._watch_disk())
+            archive = asyncio.create_task(self._archive())
+            for task in (ticks, disk, archive):
+                task.add_done_callback(self._chore_ended)
             await self._stop.wait()
-            ticks.cancel()
-            disk.cancel()
+            for task in (ticks, disk, archive):
+                task.cancel()
         finally:
             await self._shut_down()
         if self._fatal is not None:
@@ -180,7 +191,9 @@ class Daemon:
         was_serving = self._intake.serving
         self._intake.close("billaged is stopping")
         self._feed.end()
-        await asyncio.gather(self._grpc.stop(_GRACE_SECONDS), self._http.stop())
+        self._connect.stop()
+        await asyncio.gather(self._grpc.stop(_GRACE_SECONDS), self._http.stop(_GRACE_SECONDS))
+        self._connect.close()
         if was_serving and self._fatal is None:
             # The summaries of the interval that ends early. It stands for no silence.
             self._intake.submit_own(Tick(self._clock.wall_nanos(), 0, closes_interval=True))
@@ -190,6 +203,11 @@ class Daemon:
         deadline.cancel()
         if was_serving:
             _log.info("stopped")
+
+    def _chore_ended(self, task: asyncio.Task[None]) -> None:
+        """A chore that breaks is a fault: without ticks nothing closes, without the disk's watch nothing is refused."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_fatal(error)
 
     def _on_fatal(self, error: BaseException) -> None:
         """From any thread: nothing more can be made durable, so end."""
@@ -243,12 +261,28 @@ class Daemon:
                     _log.warning("taking usage again: the disk has room")
             await asyncio.sleep(_LOOK_AT_DISK_SECONDS)
 
-    def _prune(self, journal: Journal) -> None:
-        """Called by the writer after each commit."""
+    async def _archive(self) -> None:
+        """Move what is old and in the ledger out of the journal, into segments."""
+        if self._directory is None:
+            return
+        segments = Segments(self._directory.path / SEGMENTS)
+        journal, keep = self._stores.journal, self._settings.storage.archive_retention_ns
+        archived = journal.pruned
+        while True:
+            await asyncio.sleep(_ARCHIVE_SECONDS)
+            now_ns = self._clock.wall_nanos()
+            before_ns = now_ns - self._settings.storage.journal_retention_ns
+            in_ledger = self._aggregator.status().ledger_position
+            while last := await asyncio.to_thread(
+                segments.archive, journal, archived, in_ledger, before_ns, keep=bool(keep)
+            ):
+                archived = self._writer.prunable_through = last
+            if keep:
+                await asyncio.to_thread(segments.remove_older, (now_ns - keep) / NANOS)
 
     # --- for /health and /stats --------------------------------------------------
 
-    def _state(self) -> str:
+    def _state(self) -> State:
         if self._stopping:
             return "stopping"
         return "ok" if self._intake.serving else "starting"
@@ -294,8 +328,6 @@ def serve(settings: Settings, *, readable_log: bool) -> None:
     os.umask(0o077)
     for name in settings.not_yet:
         _log.warning("%s is set, but does nothing in this version", name)
-    if settings.tls.mode == "disabled":
-        _log.warning("TLS is disabled: whoever reaches %s can send usage", settings.grpc.address)
     directory = None
     if settings.storage.store == "memory":
         _log.warning("UNKEY_BILLAGED_STORE=memory: nothing is written to disk, all usage is lost at the end")

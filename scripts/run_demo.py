@@ -52,8 +52,9 @@ billaged, metering this machine. Ctrl-C stops it; the next `make run` goes on fr
 
 Try in another terminal:
   curl http://127.0.0.1:{http_port}/stats
-  .venv/bin/billaged vms --data-dir {data}
-  .venv/bin/billaged usage vm {vm_id} --data-dir {data}
+  export UNKEY_BILLAGED_DATA_DIR={data}
+  .venv/bin/billaged vms
+  .venv/bin/billaged usage vm {vm_id}
 """
 
 PR_SET_PDEATHSIG = 1
@@ -183,7 +184,7 @@ def main() -> int:
     say(
         INTRODUCTION.format(
             interval=environment["UNKEY_BILLAGED_AGGREGATION_INTERVAL"],
-            data=os.path.relpath(data) if data.is_relative_to(ROOT) else data,
+            data=data,
             port=environment["UNKEY_BILLAGED_PORT"],
             http_port=environment["UNKEY_BILLAGED_HTTP_PORT"],
             vm_id=f"host-{socket.gethostname()}",

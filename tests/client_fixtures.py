@@ -24,11 +24,16 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from billaged.client.backoff import Backoff
+from billaged.client.channel import BillingClient, Target
+from billaged.client.courier import Courier
 from billaged.client.methods import METHODS, SERVICE
-from billaged.client.readings import Reading
+from billaged.client.readings import Reading, metrics_record
+from billaged.client.spool import Spool
 from billaged.model.time import NANOS
 from billaged.wire.billing.v1 import billing_pb2 as pb
 
+SECOND = NANOS
 NOW_NS = 1_795_255_200 * NANOS
 DEADLINE_SECONDS = 20.0
 
@@ -140,6 +145,10 @@ def sample_times(messages: list[Message], vm_id: str) -> list[int]:
     ]
 
 
+def seconds_of(messages: list[Message], vm_id: str) -> list[int]:
+    return [(ns - NOW_NS) // SECOND for ns in sample_times(messages, vm_id)]
+
+
 def wait_until(condition: Callable[[], bool], what: str) -> None:
     """Poll until it holds; fail after the deadline."""
     deadline = time.monotonic() + DEADLINE_SECONDS
@@ -200,3 +209,43 @@ def make_certificates(directory: Path) -> dict[str, Path]:
             )
         )
     return files
+
+
+class Rig:
+    """A spool and a courier that talks to a real server, on a clock that is told the time."""
+
+    def __init__(self, server: BillingServer, directory: Path) -> None:
+        self.server = server
+        self.clock = ToldClock()
+        self.spool = Spool(directory, 2**24)
+        self.client = BillingClient(Target(server.address, None, 5.0))
+        self.active: tuple[str, ...] = ("a",)
+        self.courier = Courier(
+            self.client, self.spool, "here", lambda: self.active, self.clock, Backoff(chance=lambda: 0.0)
+        )
+
+    def put(self, vm_id: str, *seconds: int, customer_id: str = "c") -> None:
+        self.spool.append([metrics_record(vm_id, customer_id, reading(NOW_NS + s * SECOND, s)) for s in seconds])
+
+    def deliver_all(self) -> None:
+        """Until nothing is left, waiting as long as the courier asks for on the told clock."""
+        for _ in range(200):
+            seconds = self.courier.deliver()
+            if not self.courier.is_away() and seconds:
+                return
+            self.clock.advance(seconds)
+        raise AssertionError("never done")
+
+    def close(self) -> None:
+        self.client.close()
+        self.spool.close()
+
+
+@contextmanager
+def delivery_rig(directory: Path) -> Iterator[Rig]:
+    with billing_server() as server:
+        rig = Rig(server, directory)
+        try:
+            yield rig
+        finally:
+            rig.close()

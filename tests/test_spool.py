@@ -147,8 +147,10 @@ def test_a_full_spool_refuses_samples_and_still_takes_notices(tmp_path: Path) ->
                 spool.append([sample("x" * 100)])
                 taken += 1
         assert 4_096 - 200 <= spool.used_bytes <= 4_096
-        spool.append([notice("the VM stopped")])
-        assert waiting(spool) == [sample("x" * 100)] * taken + [notice("the VM stopped")]
+        # More than was left beside the last sample.
+        notices = [notice(f"VM {number} stopped".ljust(50)) for number in range(6)]
+        spool.append(notices)
+        assert waiting(spool) == [sample("x" * 100)] * taken + notices
         with pytest.raises(SpoolRefused, match="full"):
             while True:
                 spool.append([notice("y" * 50)])
@@ -181,6 +183,7 @@ def test_a_disk_that_fails_refuses_and_what_was_safe_stays(tmp_path: Path) -> No
         assert waiting(spool) == [sample("safe")]
         spool.append([sample("after")])
         assert waiting(spool) == [sample("safe"), sample("after")]
+        assert len(list(tmp_path.glob("*.spool"))) == 2, "a file that failed is not written again"
     with opened(tmp_path) as spool:
         assert waiting(spool) == [sample("safe"), sample("after")]
 

@@ -109,6 +109,7 @@ class FinalSummary(NamedTuple):
 
     vm_id: str
     customer_id: str
+    ordinal: int
     session_start_ns: int
     session_end_ns: int
     window_end_ns: int

@@ -360,6 +360,7 @@ def _summarise(vm: Vm, context: Context) -> None:
         FinalSummary(
             vm.vm_id,
             vm.customer_id,
+            vm.ordinal,
             vm.start_ns,
             vm.accounted_ns,
             context.received_ns,

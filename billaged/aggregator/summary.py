@@ -28,6 +28,8 @@ class Summary(NamedTuple):
 
     vm_id: str
     customer_id: str
+    # The VM's how-manieth session this is.
+    ordinal: int
     window_start_ns: int
     window_end_ns: int
     session_start_ns: int
@@ -47,6 +49,7 @@ class SummaryBatch(NamedTuple):
     replayed: bool
     vm_ids: Sequence[str]
     customer_ids: Sequence[str]
+    ordinals: Sequence[int]
     session_start: Int64
     session_end: Int64
     final: NDArray[np.bool_]
@@ -60,6 +63,7 @@ class SummaryBatch(NamedTuple):
         return Summary(
             self.vm_ids[index],
             self.customer_ids[index],
+            self.ordinals[index],
             self.window_start_ns,
             self.window_end_ns,
             int(self.session_start[index]),
@@ -115,6 +119,7 @@ def close_window(columns: Columns, window_start_ns: int, window_end_ns: int, *, 
         replayed,
         [vm_id[row] for row in rows.tolist()],
         [customer_ids[number] for number in columns.customer[rows].tolist()],
+        columns.ordinal[rows].tolist(),
         columns.start[rows],
         columns.accounted(rows),
         (columns.flags[rows] & RUNNING) == 0,
@@ -140,6 +145,7 @@ def of_finals(finals: Sequence[FinalSummary], window_start_ns: int, *, replayed:
                 replayed,
                 [final.vm_id for final in these],
                 [final.customer_id for final in these],
+                [final.ordinal for final in these],
                 np.array([final.session_start_ns for final in these], dtype=np.int64),
                 np.array([final.session_end_ns for final in these], dtype=np.int64),
                 np.ones(len(these), dtype=np.bool_),

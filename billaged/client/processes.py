@@ -37,7 +37,7 @@ class Identity(NamedTuple):
 
 
 def identify(pid: int) -> Identity | None:
-    """The process that has this number now; None where none runs (or is hidden from us) or only its exit status is left."""
+    """The process that has this number now; None where none runs, or it is hidden, or only its exit status is left."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError, PermissionError):

@@ -13,9 +13,7 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
-from grpc_health.v1.health import aio as health
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from billaged.doors.listening import GRPC_ADDRESS, GRPC_PORT, cannot_listen, join, open_socket
@@ -28,8 +26,9 @@ from billaged.identity.caller import PLAINTEXT, Caller
 from billaged.model.errors import NotServing
 from billaged.settings import Grpc
 
-# The stubs of grpc are behind it: they know neither abort_with_status nor handlers of bytes.
+# The stubs are behind their libraries: they know neither abort_with_status nor the health service's aio.
 Context = Any
+_health: Any = health
 UnaryHandler = Callable[[bytes, Context], Awaitable[bytes]]
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
@@ -58,7 +57,7 @@ class GrpcDoor:
         self._watcher_stalled_seconds = watcher_stalled_seconds
         self._watching: set[asyncio.Task[Any]] = set()  # tasks of open WatchSummaries streams
         self._stopping = False
-        self._health = health.HealthServicer()
+        self._health = _health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> int:
@@ -71,7 +70,7 @@ class GrpcDoor:
         server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=settings.max_concurrent_rpcs)
         server.add_generic_rpc_handlers(self._handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self._set_health(_NOT_SERVING)
         port = self._bind(server)
         await server.start()
@@ -120,7 +119,7 @@ class GrpcDoor:
         except RuntimeError as error:
             raise cannot_listen(settings.address, settings.port, GRPC_PORT, GRPC_ADDRESS, error) from error
 
-    def _handlers(self) -> list[grpc.GenericRpcHandler]:
+    def _handlers(self) -> list[Any]:
         unary: dict[str, Any] = {
             method.name: grpc.unary_unary_rpc_method_handler(self._unary(method)) for method in METHODS
         }
@@ -136,7 +135,8 @@ class GrpcDoor:
         async def handle(payload: bytes, context: Context) -> bytes:
             try:
                 return await receive(method, payload, caller(context))
-            except Exception as error:  # noqa: BLE001 - every one is told to the caller, and a bug is logged
+            except Exception as error:
+                # Every one is told to the caller, and a bug is logged.
                 await context.abort_with_status(refusal(error).grpc_status())
                 raise
 

@@ -41,9 +41,7 @@ def open_socket(address: str, port: int, port_variable: str, address_variable: s
     return listening
 
 
-def cannot_listen(
-    address: str, port: int, port_variable: str, address_variable: str, error: Exception
-) -> StartError:
+def cannot_listen(address: str, port: int, port_variable: str, address_variable: str, error: Exception) -> StartError:
     """The error of a daemon that cannot have its place."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return StartError(

@@ -45,9 +45,7 @@ class Refusal(NamedTuple):
     def grpc_status(self) -> grpc.Status:
         """The status with its rich details, for ``context.abort_with_status``."""
         number: int = self.grpc_code.value[0]
-        return rpc_status.to_status(
-            status_pb2.Status(code=number, message=self.message, details=self.packed_details())
-        )
+        return rpc_status.to_status(status_pb2.Status(code=number, message=self.message, details=self.packed_details()))
 
 
 def refusal(error: Exception) -> Refusal:

@@ -47,8 +47,12 @@ class Journal(Protocol):
     def newest_received_ns(self) -> int:
         """When the newest row was received; 0 where there is none."""
 
-    def prune(self, through: int, received_before_ns: int) -> int:
-        """Remove rows up to a sequence that were received before a time; how many went."""
+    def prune(self, through: int) -> None:
+        """Remove rows up to a sequence; some of them now, the rest with the next calls.
+
+        Raises:
+            DurabilityLost: as ``append``.
+        """
 
     def close(self) -> None: ...
 

@@ -30,8 +30,8 @@ class MemoryJournal:
     def newest_received_ns(self) -> int:
         return self._newest_received_ns
 
-    def prune(self, through: int, received_before_ns: int) -> int:
-        return 0
+    def prune(self, through: int) -> None:
+        """Nothing is kept in the first place."""
 
     def close(self) -> None:
         """Nothing is held open."""

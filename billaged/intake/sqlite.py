@@ -33,7 +33,7 @@ CREATE TABLE about (
 """
 _MAX_ROWS: Final = 512
 _READ_ROWS: Final = 4_096
-_PRUNE_ROWS: Final = 10_000
+_PRUNE_ROWS: Final = 2_000
 
 
 class SqliteJournal:
@@ -105,22 +105,19 @@ class SqliteJournal:
         row = self._connection.execute("SELECT received_ns FROM journal ORDER BY sequence DESC LIMIT 1").fetchone()
         return row[0] if row else 0
 
-    def prune(self, through: int, received_before_ns: int) -> int:
+    def prune(self, through: int) -> None:
+        # A little at a time: those who wait for a commit wait for this too.
+        through = min(through, self.position, self.pruned + _PRUNE_ROWS)
+        if through <= self.pruned:
+            return
         try:
-            # The oldest that must stay bounds what may go: the journal never has holes.
-            stays = "SELECT sequence FROM journal WHERE received_ns >= ? ORDER BY sequence LIMIT 1"
-            row = self._connection.execute(stays, (received_before_ns,)).fetchone()
-            through = min(through, row[0] - 1 if row else through, self.pruned + _PRUNE_ROWS)
-            if through <= self.pruned:
-                return 0
             self._connection.execute("BEGIN IMMEDIATE")
-            gone = self._connection.execute("DELETE FROM journal WHERE sequence <= ?", (through,)).rowcount
+            self._connection.execute("DELETE FROM journal WHERE sequence <= ?", (through,))
             self._connection.execute("UPDATE about SET pruned = ?", (through,))
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise DurabilityLost(f"the journal cannot be pruned: {error}.", "See the disk and restart.") from error
         self.pruned = through
-        return gone
 
     def close(self) -> None:
         self._connection.close()

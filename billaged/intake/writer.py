@@ -44,7 +44,6 @@ class JournalWriter:
         group_max_records: int,
         group_max_bytes: int,
         on_fatal: Callable[[BaseException], None],
-        prune: Callable[[Journal], None],
     ) -> None:
         self._journal = journal
         self._downstream = downstream
@@ -52,9 +51,10 @@ class JournalWriter:
         self._group_max_records = group_max_records
         self._group_max_bytes = group_max_bytes
         self._on_fatal = on_fatal
-        self._prune = prune
         # Bounded by the intake, which refuses what is too much before it comes here.
         self._queue: SimpleQueue[Waiting | None] = SimpleQueue()
+        # Rows up to here may leave the journal; the thread removes them between commits.
+        self.prunable_through = 0
         # Groups committed, for operators; only the thread writes it.
         self.groups = 0
         self._thread = threading.Thread(target=self._run, name="journal-writer")
@@ -79,7 +79,7 @@ class JournalWriter:
                 group, more = self._gather()
                 if group:
                     self._commit(group)
-                    self._prune(self._journal)
+                    self._journal.prune(self.prunable_through)
         except BaseException as error:
             self._refuse(group)
             self._on_fatal(error)

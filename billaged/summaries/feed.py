@@ -99,6 +99,7 @@ def message_of(summary: Summary, weights: ScoreWeights) -> UsageSummary:
     return UsageSummary(
         vm_id=summary.vm_id,
         customer_id=summary.customer_id,
+        session_number=summary.ordinal,
         window_start_nanos=summary.window_start_ns,
         window_end_nanos=summary.window_end_ns,
         window=_totals(summary.window, window_ns, weights),

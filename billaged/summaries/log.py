@@ -79,6 +79,7 @@ def summary_fields(summary: Summary, weights: ScoreWeights) -> dict[str, object]
     return {
         "vm_id": summary.vm_id,
         "customer_id": summary.customer_id,
+        "session_number": summary.ordinal,
         "window_start": format_instant(summary.window_start_ns),
         "window_end": format_instant(summary.window_end_ns),
         "session_start": format_instant(summary.session_start_ns),

@@ -26,7 +26,8 @@ def configure(level: str, style: str, stream: TextIO | None = None) -> None:
     finish: list[structlog.typing.Processor]
     if style == "json":
         finish = [
-            structlog.processors.dict_tracebacks,
+            # Without the frames' locals: they hold what callers sent.
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
             structlog.processors.EventRenamer("message"),
             structlog.processors.JSONRenderer(),
         ]

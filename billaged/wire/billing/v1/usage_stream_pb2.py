@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62illing/v1/usage_stream.proto\x12\nbilling.v1\"=\n\x15WatchSummariesRequest\x12\x14\n\x0c\x63ustomer_ids\x18\x01 \x03(\t\x12\x0e\n\x06vm_ids\x18\x02 \x03(\t\"\x94\x02\n\x0cUsageSummary\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x1a\n\x12window_start_nanos\x18\x03 \x01(\x03\x12\x18\n\x10window_end_nanos\x18\x04 \x01(\x03\x12\'\n\x06window\x18\x05 \x01(\x0b\x32\x17.billing.v1.UsageTotals\x12(\n\x07session\x18\x06 \x01(\x0b\x32\x17.billing.v1.UsageTotals\x12\x1b\n\x13session_start_nanos\x18\x07 \x01(\x03\x12\x19\n\x11session_end_nanos\x18\x08 \x01(\x03\x12\r\n\x05\x66inal\x18\t \x01(\x08\x12\x10\n\x08replayed\x18\n \x01(\x08\"\xb3\x02\n\x0bUsageTotals\x12\x16\n\x0e\x63pu_time_nanos\x18\x01 \x01(\x03\x12\x1b\n\x13memory_byte_seconds\x18\x02 \x01(\x01\x12\x19\n\x11memory_mean_bytes\x18\x03 \x01(\x03\x12\x19\n\x11memory_peak_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x64isk_read_bytes\x18\x05 \x01(\x03\x12\x18\n\x10\x64isk_write_bytes\x18\x06 \x01(\x03\x12\x18\n\x10network_rx_bytes\x18\x07 \x01(\x03\x12\x18\n\x10network_tx_bytes\x18\x08 \x01(\x03\x12\x16\n\x0emeasured_nanos\x18\t \x01(\x03\x12\x11\n\tgap_nanos\x18\n \x01(\x03\x12\x0f\n\x07samples\x18\x0b \x01(\x03\x12\x16\n\x0eresource_score\x18\x0c \x01(\t2e\n\x12UsageStreamService\x12O\n\x0eWatchSummaries\x12!.billing.v1.WatchSummariesRequest\x1a\x18.billing.v1.UsageSummary0\x01\x42<Z:github.com/unkeyed/unkey/go/gen/proto/billing/v1;billingv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62illing/v1/usage_stream.proto\x12\nbilling.v1\"=\n\x15WatchSummariesRequest\x12\x14\n\x0c\x63ustomer_ids\x18\x01 \x03(\t\x12\x0e\n\x06vm_ids\x18\x02 \x03(\t\"\xac\x02\n\x0cUsageSummary\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x1a\n\x12window_start_nanos\x18\x03 \x01(\x03\x12\x18\n\x10window_end_nanos\x18\x04 \x01(\x03\x12\'\n\x06window\x18\x05 \x01(\x0b\x32\x17.billing.v1.UsageTotals\x12(\n\x07session\x18\x06 \x01(\x0b\x32\x17.billing.v1.UsageTotals\x12\x1b\n\x13session_start_nanos\x18\x07 \x01(\x03\x12\x19\n\x11session_end_nanos\x18\x08 \x01(\x03\x12\r\n\x05\x66inal\x18\t \x01(\x08\x12\x10\n\x08replayed\x18\n \x01(\x08\x12\x16\n\x0esession_number\x18\x0b \x01(\x03\"\xb3\x02\n\x0bUsageTotals\x12\x16\n\x0e\x63pu_time_nanos\x18\x01 \x01(\x03\x12\x1b\n\x13memory_byte_seconds\x18\x02 \x01(\x01\x12\x19\n\x11memory_mean_bytes\x18\x03 \x01(\x03\x12\x19\n\x11memory_peak_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x64isk_read_bytes\x18\x05 \x01(\x03\x12\x18\n\x10\x64isk_write_bytes\x18\x06 \x01(\x03\x12\x18\n\x10network_rx_bytes\x18\x07 \x01(\x03\x12\x18\n\x10network_tx_bytes\x18\x08 \x01(\x03\x12\x16\n\x0emeasured_nanos\x18\t \x01(\x03\x12\x11\n\tgap_nanos\x18\n \x01(\x03\x12\x0f\n\x07samples\x18\x0b \x01(\x03\x12\x16\n\x0eresource_score\x18\x0c \x01(\t2e\n\x12UsageStreamService\x12O\n\x0eWatchSummaries\x12!.billing.v1.WatchSummariesRequest\x1a\x18.billing.v1.UsageSummary0\x01\x42<Z:github.com/unkeyed/unkey/go/gen/proto/billing/v1;billingv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,9 +35,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHSUMMARIESREQUEST']._serialized_start=45
   _globals['_WATCHSUMMARIESREQUEST']._serialized_end=106
   _globals['_USAGESUMMARY']._serialized_start=109
-  _globals['_USAGESUMMARY']._serialized_end=385
-  _globals['_USAGETOTALS']._serialized_start=388
-  _globals['_USAGETOTALS']._serialized_end=695
-  _globals['_USAGESTREAMSERVICE']._serialized_start=697
-  _globals['_USAGESTREAMSERVICE']._serialized_end=798
+  _globals['_USAGESUMMARY']._serialized_end=409
+  _globals['_USAGETOTALS']._serialized_start=412
+  _globals['_USAGETOTALS']._serialized_end=719
+  _globals['_USAGESTREAMSERVICE']._serialized_start=721
+  _globals['_USAGESTREAMSERVICE']._serialized_end=822
 # @@protoc_insertion_point(module_scope)

@@ -15,7 +15,7 @@ class WatchSummariesRequest(_message.Message):
     def __init__(self, customer_ids: _Optional[_Iterable[str]] = ..., vm_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UsageSummary(_message.Message):
-    __slots__ = ("vm_id", "customer_id", "window_start_nanos", "window_end_nanos", "window", "session", "session_start_nanos", "session_end_nanos", "final", "replayed")
+    __slots__ = ("vm_id", "customer_id", "window_start_nanos", "window_end_nanos", "window", "session", "session_start_nanos", "session_end_nanos", "final", "replayed", "session_number")
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     CUSTOMER_ID_FIELD_NUMBER: _ClassVar[int]
     WINDOW_START_NANOS_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class UsageSummary(_message.Message):
     SESSION_END_NANOS_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    SESSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
     vm_id: str
     customer_id: str
     window_start_nanos: int
@@ -36,7 +37,8 @@ class UsageSummary(_message.Message):
     session_end_nanos: int
     final: bool
     replayed: bool
-    def __init__(self, vm_id: _Optional[str] = ..., customer_id: _Optional[str] = ..., window_start_nanos: _Optional[int] = ..., window_end_nanos: _Optional[int] = ..., window: _Optional[_Union[UsageTotals, _Mapping]] = ..., session: _Optional[_Union[UsageTotals, _Mapping]] = ..., session_start_nanos: _Optional[int] = ..., session_end_nanos: _Optional[int] = ..., final: _Optional[bool] = ..., replayed: _Optional[bool] = ...) -> None: ...
+    session_number: int
+    def __init__(self, vm_id: _Optional[str] = ..., customer_id: _Optional[str] = ..., window_start_nanos: _Optional[int] = ..., window_end_nanos: _Optional[int] = ..., window: _Optional[_Union[UsageTotals, _Mapping]] = ..., session: _Optional[_Union[UsageTotals, _Mapping]] = ..., session_start_nanos: _Optional[int] = ..., session_end_nanos: _Optional[int] = ..., final: _Optional[bool] = ..., replayed: _Optional[bool] = ..., session_number: _Optional[int] = ...) -> None: ...
 
 class UsageTotals(_message.Message):
     __slots__ = ("cpu_time_nanos", "memory_byte_seconds", "memory_mean_bytes", "memory_peak_bytes", "disk_read_bytes", "disk_write_bytes", "network_rx_bytes", "network_tx_bytes", "measured_nanos", "gap_nanos", "samples", "resource_score")

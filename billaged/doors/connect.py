@@ -1,0 +1,240 @@
+"""The Connect door: the same RPCs over plain HTTP, as JSON or protobuf (also gRPC-Web).
+
+An ASGI application for requests to ``/<service>/<method>``. The protocol is connectrpc's;
+what it answers without a body, or would take for a fault of its own, is answered here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from typing import Any, Final, NamedTuple
+
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError, ErrorDetail
+from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from connectrpc.server import ConnectASGIApplication, Endpoint
+from google.protobuf.message import Message
+from protobuf.wkt import Any as WireAny
+from starlette.responses import JSONResponse
+
+from billaged.doors.json_codec import decode_json, encode_json
+from billaged.doors.methods import BILLING_SERVICES, METHODS, SERVICES, STREAM_SERVICE, WATCH_METHOD, Method
+from billaged.doors.ports import Intake, SummaryFeed
+from billaged.doors.receiver import LARGE_BYTES, Receiver
+from billaged.doors.status import refusal
+from billaged.doors.watchers import STALLED_SECONDS, StalledWatcher, Watchers, parse_watch
+from billaged.identity.caller import PLAINTEXT
+from billaged.model.errors import NotServing
+from billaged.settings import Grpc
+from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary, WatchSummariesRequest
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_log: Final = logging.getLogger("billaged.doors")
+
+# The ASGI extension under which the server offers a function that cuts the request's connection at once.
+CUT_EXTENSION: Final = "billaged.cut"
+
+_UNARY_TYPES: Final = ("application/json", "application/proto")
+_STREAM_TYPES: Final = ("application/connect+json", "application/connect+proto")
+_WEB_TYPES: Final = ("application/grpc-web", "application/grpc-web+proto", "application/grpc-web+json")
+
+
+class Body(NamedTuple):
+    """A request as it came: decoding a large one is not for the loop, so the codec leaves it alone."""
+
+    data: bytes
+    is_json: bool
+
+    def serialized(self, message_type: type[Message]) -> bytes:
+        """Raises InvalidField for JSON that is no such message."""
+        return decode_json(self.data, message_type) if self.is_json else self.data
+
+
+class BodyCodec:
+    """Takes requests as they are; writes responses as JSON or protobuf."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._is_json = name == "json"
+
+    def name(self) -> str:
+        return self._name
+
+    def decode(self, data: bytes | bytearray, message_class: type[Any]) -> Any:
+        return Body(bytes(data), self._is_json)
+
+    def encode(self, message: Message) -> bytes:
+        return encode_json(message) if self._is_json else message.SerializeToString()
+
+
+class _Application(ConnectASGIApplication["ConnectDoor"]):
+    @property
+    def path(self) -> str:
+        return "/"
+
+
+class ConnectDoor:
+    """An ASGI application. It lives in the loop that serves it."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        feed: SummaryFeed,
+        settings: Grpc,
+        *,
+        watcher_stalled_seconds: float = STALLED_SECONDS,
+    ) -> None:
+        """``settings`` are the gRPC door's: a message may be as large here, and watchers share their places."""
+        self._receiver = Receiver(intake, settings.max_message_bytes)
+        self._watchers = Watchers.over(feed, settings.watchers_max)
+        self._watcher_stalled_seconds = watcher_stalled_seconds
+        self._watching: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+        self._stream_path = f"/{STREAM_SERVICE}/{WATCH_METHOD}"
+        self._endpoints = self._all_endpoints()
+        self._application = _Application(
+            service=self,
+            endpoints=lambda door: door._endpoints,
+            read_max_bytes=settings.max_message_bytes,
+            codecs=(BodyCodec("json"), BodyCodec("proto")),
+        )
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The paths under which the application belongs."""
+        return tuple(f"/{service}" for service in SERVICES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = self._refuse(scope)
+        if answer is not None:
+            await answer(scope, receive, send)
+            return
+        if scope["path"] == self._stream_path:
+            send = self._impatient(scope, send)
+        # The protocol's own types are ASGI's, spelt as TypedDicts.
+        application: Any = self._application
+        try:
+            await application(scope, receive, send)
+        except StalledWatcher as error:
+            _log.warning("a watcher over HTTP was %s", error)
+
+    def stop(self) -> None:
+        """End the watchers; what else is running goes on."""
+        self._stopping = True
+        for task in self._watching:
+            task.cancel()
+
+    def close(self) -> None:
+        """Let the decoding threads end; nothing may be running any more."""
+        self._receiver.close()
+
+    def _refuse(self, scope: Scope) -> JSONResponse | None:
+        """The answer to what never was a request of the protocol, with a body that says so."""
+        if scope["path"] not in self._endpoints:
+            return error_response(404, Code.UNIMPLEMENTED, f"no RPC at {scope['path']}")
+        if scope["method"] != "POST":
+            return error_response(405, Code.UNIMPLEMENTED, "RPCs are called with POST", {"Allow": "POST"})
+        try:
+            headers = {name.decode("ascii"): value.decode("utf-8") for name, value in scope["headers"]}
+        except UnicodeDecodeError:
+            return error_response(400, Code.INVALID_ARGUMENT, "a header is not UTF-8")
+        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        types = (_STREAM_TYPES if scope["path"] == self._stream_path else _UNARY_TYPES) + _WEB_TYPES
+        if content_type not in types:
+            message = f"content-type must be one of {', '.join(types)}"
+            return error_response(415, Code.INVALID_ARGUMENT, message, {"Accept-Post": ", ".join(types)})
+        return None
+
+    def _impatient(self, scope: Scope, send: Send) -> Send:
+        """A ``send`` that cuts the connection of a watcher who does not read, as the server would wait for ever."""
+        cut = scope.get("extensions", {}).get(CUT_EXTENSION, {}).get("cut")
+
+        async def send_in_time(message: MutableMapping[str, Any]) -> None:
+            try:
+                async with asyncio.timeout(self._watcher_stalled_seconds):
+                    await send(message)
+            except TimeoutError:
+                if cut is not None:
+                    cut()
+                raise StalledWatcher(self._watcher_stalled_seconds) from None
+
+        return send_in_time
+
+    def _all_endpoints(self) -> dict[str, Any]:
+        endpoints: dict[str, Any] = {}
+        for service in BILLING_SERVICES:
+            for method in METHODS:
+                info = _info(service, method.name, method.request, method.response, StreamType.UNARY)
+                endpoints[f"/{service}/{method.name}"] = Endpoint.unary(info, self._unary(method))
+        info = _info(STREAM_SERVICE, WATCH_METHOD, WatchSummariesRequest, UsageSummary, StreamType.SERVER_STREAM)
+        endpoints[self._stream_path] = Endpoint.server_stream(info, self._watch)
+        return endpoints
+
+    def _unary(self, method: Method) -> Callable[[Any, Any], Awaitable[Message]]:
+        async def handle(body: Body, context: object) -> Message:
+            try:
+                if body.is_json and len(body.data) > LARGE_BYTES:
+                    payload = await self._receiver.beside(len(body.data), lambda: body.serialized(method.request))
+                else:
+                    payload = body.serialized(method.request)
+                answer = await self._receiver.receive(method, payload, PLAINTEXT)
+            except Exception as error:
+                raise connect_error(error) from error
+            response = method.response()
+            response.ParseFromString(answer)
+            return response
+
+        return handle
+
+    async def _watch(self, body: Body, context: object) -> AsyncIterator[UsageSummary]:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("the server calls its application in tasks")
+        self._watching.add(task)
+        try:
+            request = parse_watch(body.serialized(WatchSummariesRequest))
+            async with aclosing(self._watchers.watch(request.customer_ids, request.vm_ids)) as summaries:
+                async for summary in summaries:
+                    yield summary
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            task.uncancel()
+            raise connect_error(NotServing("billaged is stopping")) from None
+        except Exception as error:
+            raise connect_error(error) from error
+        finally:
+            self._watching.discard(task)
+
+
+def connect_error(error: Exception) -> ConnectError:
+    """What to tell the caller whose request ended in this error."""
+    if isinstance(error, ConnectError):
+        return error
+    told = refusal(error)
+    details = [ErrorDetail(WireAny(type_url=item.type_url, value=item.value)) for item in told.packed_details()]
+    return ConnectError(told.connect_code, told.message, details)
+
+
+def error_response(status: int, code: Code, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error in Connect's form, for what is no RPC too."""
+    return JSONResponse({"code": code.value, "message": message}, status, headers)
+
+
+def _info(
+    service: str, name: str, request: type[Message], response: type[Message], stream: StreamType
+) -> MethodInfo[Any, Any]:
+    return MethodInfo(
+        name=name,
+        service_name=service,
+        input=request,
+        output=response,
+        idempotency_level=IdempotencyLevel.UNKNOWN,
+        stream_type=stream,
+    )

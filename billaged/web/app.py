@@ -1,0 +1,80 @@
+"""The HTTP application. Every answer of it is JSON, errors too."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
+
+from connectrpc.code import Code
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+
+import billaged
+from billaged.doors.connect import ConnectDoor, error_response
+from billaged.doors.status import refusal
+
+State = Literal["starting", "ok", "stopping"]
+
+_CODES: Final = {404: Code.NOT_FOUND, 405: Code.UNIMPLEMENTED}
+# What is shown is of this moment: no cache between may keep it.
+_FRESH: Final = {"Cache-Control": "no-store"}
+
+
+def http_app(
+    door: ConnectDoor,
+    state: Callable[[], State],
+    stats: Callable[[], Mapping[str, Any]],
+    *,
+    monotonic_seconds: Callable[[], float] = time.monotonic,
+) -> Starlette:
+    """The application around the Connect door.
+
+    ``state`` is what /health says ("ok" answers 200, else 503). ``stats`` is called in
+    a thread, for it may wait for a lock, and gives what json can write.
+    """
+    started_seconds = monotonic_seconds()
+
+    async def health(request: Request) -> Response:
+        now = state()
+        body = {
+            "status": now,
+            "service": "billaged",
+            "version": billaged.__version__,
+            "uptime_seconds": round(monotonic_seconds() - started_seconds, 3),
+        }
+        return JSONResponse(body, 200 if now == "ok" else 503, _FRESH)
+
+    async def statistics(request: Request) -> Response:
+        try:
+            body = dict(await asyncio.to_thread(stats))
+        except Exception as error:  # noqa: BLE001 - a bug there is logged, and told by its reference only
+            return await _unexpected(request, error)
+        return JSONResponse(body, headers=_FRESH)
+
+    return Starlette(
+        routes=[
+            Route("/health", health, methods=["GET"]),
+            Route("/stats", statistics, methods=["GET"]),
+            *(Mount(prefix, door) for prefix in door.prefixes),
+        ],
+        exception_handlers={HTTPException: _http_error, Exception: _unexpected},
+    )
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        return await _unexpected(request, error)
+    code = _CODES.get(error.status_code, Code.UNKNOWN)
+    path = request.url.path
+    message = f"nothing at {path}" if error.status_code == 404 else f"{request.method} {path}: {error.detail}"
+    return error_response(error.status_code, code, message, dict(error.headers or {}))
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    told = refusal(error)
+    return error_response(500, told.connect_code, told.message)
