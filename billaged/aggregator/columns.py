@@ -49,9 +49,9 @@ class SideTable:
         return self._used - len(self._free)
 
     def allocate(self, row: int) -> int:
-        return int(self.allocate_many(np.array([row], dtype=np.int32))[0])
+        return int(self.allocate_many(np.array([row], dtype=np.intp))[0])
 
-    def allocate_many(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+    def allocate_many(self, rows: NDArray[np.intp]) -> NDArray[np.int32]:
         """Slots for these VM rows; their values are whatever they were, to be written now."""
         wanted = len(rows)
         reused = [self._free.pop() for _ in range(min(wanted, len(self._free)))]
@@ -188,7 +188,7 @@ class Columns:
             self.flags[row] = 0
             self._free.append(row)
 
-    def open_windows(self, rows: NDArray[np.int32]) -> None:
+    def open_windows(self, rows: NDArray[np.intp]) -> None:
         """Remember the totals of these (distinct) rows, where the running interval has not touched them yet."""
         rows = rows[self.window_slot[rows] < 0]
         if not len(rows):
@@ -199,7 +199,7 @@ class Columns:
         base[:, TOTAL_PEAK] = 0
         self.windows.values[slots] = base
 
-    def totals(self, rows: NDArray[np.int32] | NDArray[np.intp]) -> Int64:
+    def totals(self, rows: NDArray[np.intp]) -> Int64:
         """The totals of these rows' sessions so far, shape (n, TOTALS_WIDTH)."""
         totals = np.empty((len(rows), TOTALS_WIDTH), dtype=np.int64)
         totals[:, :COUNTERS] = self.total[rows]
@@ -211,7 +211,7 @@ class Columns:
         totals[:, TOTAL_PEAK] = self.peak[rows]
         return totals
 
-    def accounted(self, rows: NDArray[np.int32] | NDArray[np.intp]) -> Int64:
+    def accounted(self, rows: NDArray[np.intp]) -> Int64:
         """The newest instant each session accounts for: its end, or its newest sample while it runs."""
         running = (self.flags[rows] & RUNNING) != 0
         return np.where(running, self.last_time[rows], self.end[rows])

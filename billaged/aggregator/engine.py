@@ -37,6 +37,7 @@ from billaged.model.records import (
     VmStarted,
     VmStopped,
 )
+from billaged.model.time import INT64_MAX
 
 _log = logging.getLogger("billaged.aggregator")
 
@@ -72,14 +73,14 @@ class Engine:
         at = 0
         only_metrics = _only_metrics(entries)
         for index in () if only_metrics else _barriers(entries):
-            self._fold_run(entries[at:index], summaries, replayed)
+            self._fold_run(entries[at:index], summaries, replayed, only_metrics=False)
             record = entries[index].record
             if isinstance(record, Tick):
                 self._fold_tick(record, summaries, replayed)
             elif isinstance(record, FoldRules):
                 self._change_rules(record)
             at = index + 1
-        self._fold_run(entries[at:], summaries, replayed)
+        self._fold_run(entries[at:] if at else entries, summaries, replayed, only_metrics=only_metrics)
         if entries:
             self.position = entries[-1].sequence
         return summaries
@@ -101,16 +102,18 @@ class Engine:
         self.rules = rules
         self._rules_seen = True
 
-    def _fold_run(self, entries: Sequence[JournalEntry], summaries: list[SummaryBatch], replayed: bool) -> None:
+    def _fold_run(
+        self, entries: Sequence[JournalEntry], summaries: list[SummaryBatch], replayed: bool, *, only_metrics: bool
+    ) -> None:
         if not entries:
             return
         try:
-            effects = self._fold_entries(entries)
+            effects = self._fold_entries(entries, only_metrics=only_metrics)
         except Exception:  # noqa: BLE001 - a bug in the fold must not stop the bill of everybody else
             if len(entries) > 1:
                 # One of them is to blame. Nothing was written: fold them one by one.
                 for entry in entries:
-                    self._fold_run([entry], summaries, replayed)
+                    self._fold_run([entry], summaries, replayed, only_metrics=False)
                 return
             _log.exception("journal entry %d cannot be folded; kept as a dead letter", entries[0].sequence)
             effects = Effects()
@@ -122,12 +125,12 @@ class Engine:
             effects.finals.clear()
         self.effects.absorb(effects)
 
-    def _fold_entries(self, entries: Sequence[JournalEntry]) -> Effects:
+    def _fold_entries(self, entries: Sequence[JournalEntry], *, only_metrics: bool) -> Effects:
         """Compute what the entries do, then write it: all of them or, on an exception, none."""
         effects = Effects()
         metrics: Sequence[JournalEntry] = entries
         one_by_one: dict[str, list[JournalEntry]] = defaultdict(list)
-        if not _only_metrics(entries):
+        if not only_metrics:
             metrics = [entry for entry in entries if entry.kind is Kind.METRICS]
             for entry in entries:
                 if entry.kind is not Kind.METRICS:
@@ -141,6 +144,10 @@ class Engine:
                 one_by_one[batches[index].vm_id].append(metrics[index])
 
         vms = [self._fold_vm(vm_id, mine, effects) for vm_id, mine in one_by_one.items()]
+
+        for vm in vms:
+            if max(vm.counters) > INT64_MAX:
+                raise OverflowError(f"the totals of VM {vm.vm_id} do not fit 64 bits")
 
         # From here on nothing fails.
         if planned is not None:

@@ -22,12 +22,14 @@ from billaged.model.time import NANOS
 _TIME: Final = 0
 _MEMORY: Final = 1
 _COUNTERS: Final = 2
+# Sessions with a total above this are folded with plain integers, which notice when it does not fit any more.
+_TOTAL_MAX: Final = 2**62
 
 
 class Steps(NamedTuple):
     """Measured steps, sorted by row and time; ``first`` marks each row's first."""
 
-    row: NDArray[np.int32]
+    row: NDArray[np.intp]
     first: NDArray[np.bool_]
     time: Int64
     memory: Int64
@@ -61,7 +63,7 @@ def plan(
     if not len(columns):
         return None, every
     ids, customers, parts = zip(*batches, strict=True)
-    rows = np.fromiter(map(columns.row_of.get, ids, repeat(-1)), dtype=np.int32, count=len(ids))
+    rows = np.fromiter(map(columns.row_of.get, ids, repeat(-1)), dtype=np.intp, count=len(ids))
     numbers = np.fromiter(map(columns.customer_number.get, customers, repeat(-1)), dtype=np.int32, count=len(ids))
     # Unknown VMs take the last row's values here, and are not ready whatever those are.
     ready = (rows >= 0) & (columns.customer[rows] == numbers)
@@ -76,6 +78,7 @@ def plan(
 
     steps = _steps(columns, rows, ready, parts)
     bad = _out_of_line(steps, rules, closed_through_ns)
+    bad |= _highest(columns.total.take(steps.row, axis=0)) > _TOTAL_MAX
     if bad.any():
         bad_rows = np.unique(steps.row[bad])
         ready &= ~np.isin(rows, bad_rows)
@@ -89,9 +92,7 @@ def plan(
     return Plan(steps, mib, rest, _blocks(columns, rules.bucket_ns, steps, span, mib, rest)), rest_of_them
 
 
-def _steps(
-    columns: Columns, rows: NDArray[np.int32], ready: NDArray[np.bool_], parts: Sequence[Sequence[int]]
-) -> Steps:
+def _steps(columns: Columns, rows: NDArray[np.intp], ready: NDArray[np.bool_], parts: Sequence[Sequence[int]]) -> Steps:
     samples = np.frombuffer(b"".join(parts), dtype=np.int64).reshape(-1, SAMPLE_WIDTH)  # type: ignore[arg-type]
     batch = None
     row = rows
@@ -204,7 +205,7 @@ def _spread(columns: Columns, bucket_ns: int, steps: Steps, crossing: NDArray[np
     return _block(columns, steps.row[source], bucket, values)
 
 
-def _block(columns: Columns, row: NDArray[np.int32], bucket: Int64, values: Int64) -> Block:
+def _block(columns: Columns, row: NDArray[np.intp], bucket: Int64, values: Int64) -> Block:
     return Block(row, columns.ordinal[row], columns.customer[row], bucket, values)
 
 
@@ -215,8 +216,8 @@ def apply(columns: Columns, planned: Plan) -> None:
     rows = steps.row[starts]
     columns.open_windows(rows)
     amounts, mib, rest, peak = steps.amounts, planned.mib, planned.rest, steps.memory
+    time, memory, counters = steps.time, steps.memory, steps.counters
     if len(rows) == len(steps.row):
-        last = starts
         columns.samples[rows] += 1
     else:
         last = np.append(starts[1:], len(steps.row)) - 1
@@ -224,7 +225,8 @@ def apply(columns: Columns, planned: Plan) -> None:
         amounts = np.add.reduceat(amounts, starts, axis=0)
         mib, rest = segment_sums_memory(mib, rest, starts)
         peak = np.maximum.reduceat(peak, starts)
-    columns.total[rows] += amounts
+        time, memory, counters = time[last], memory[last], counters[last]
+    columns.total[rows] = columns.total.take(rows, axis=0) + amounts
     total_mib = columns.total_mib[rows] + mib
     total_rest = columns.total_rest[rows] + rest
     carry_memory(total_mib, total_rest)
@@ -233,9 +235,9 @@ def apply(columns: Columns, planned: Plan) -> None:
     windows, slots = columns.windows.values, columns.window_slot[rows]
     windows[slots, TOTAL_PEAK] = np.maximum(windows[slots, TOTAL_PEAK], peak)
 
-    columns.last_time[rows] = steps.time[last]
-    columns.memory[rows] = steps.memory[last]
-    columns.last[rows] = steps.counters[last]
+    columns.last_time[rows] = time
+    columns.memory[rows] = memory
+    columns.last[rows] = counters
     columns.dirty[rows] = True
     marked = np.flatnonzero(columns.mark_slot[rows] >= 0)
     if len(marked):

@@ -137,7 +137,7 @@ def restore(columns: Columns, rows: Sequence[Row], window_number: int) -> None:
     if (states[:, STATE["version"]] != _VERSION).any():
         raise StorageError("the ledger's session state is of another version.", "Use the version that wrote it.")
     columns.reserve(len(columns) + len(rows))
-    at = np.array([columns.add(row[_VM_ID]) for row in rows], dtype=np.int32)
+    at = np.array([columns.add(row[_VM_ID]) for row in rows], dtype=np.intp)
     columns.ordinal[at] = [row[_ORDINAL] for row in rows]
     columns.customer[at] = [columns.number_of_customer(row[_CUSTOMER]) for row in rows]
     columns.start[at] = [row[_START] for row in rows]

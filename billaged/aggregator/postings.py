@@ -22,7 +22,7 @@ _MERGE_ROWS: Final = 65_536
 class Block(NamedTuple):
     """Postings: who (row and session), where (bucket), what (values, shape (n, VALUES_WIDTH))."""
 
-    row: NDArray[np.int32]
+    row: NDArray[np.intp]
     ordinal: NDArray[np.int32]
     customer: NDArray[np.int32]
     bucket_start: Int64
@@ -58,7 +58,7 @@ class Postings:
         row, ordinal, customer, bucket_start, values = (
             np.concatenate(column) for column in zip(*self._blocks, strict=True)
         )
-        # One key: buckets begin on whole minutes. A row's sessions follow each other, so a stable sort keeps them apart.
+        # One key: buckets begin on whole minutes. A row's sessions follow each other: a stable sort keeps them apart.
         minute = (bucket_start - bucket_start.min()) // MINUTE_NANOS
         order = np.argsort(minute << 32 | row, kind="stable")
         row, ordinal, customer, bucket_start = row[order], ordinal[order], customer[order], bucket_start[order]

@@ -104,7 +104,7 @@ def usage_of(totals: Sequence[int]) -> Usage:
 def close_window(columns: Columns, window_start_ns: int, window_end_ns: int, *, replayed: bool) -> SummaryBatch:
     """Sum up every session the running interval touched, and begin the next interval."""
     slots = columns.windows.slots()
-    rows = columns.windows.owner[slots]
+    rows = columns.windows.owner[slots].astype(np.intp)
     base = columns.windows.values[slots]
     totals = columns.totals(rows)
     window = _difference(totals, base)

@@ -7,8 +7,9 @@ us and not as INTERNAL by gRPC, and the journal holds a payload exactly as it ca
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
@@ -31,6 +32,9 @@ Context = Any
 _health: Any = health
 UnaryHandler = Callable[[bytes, Context], Awaitable[bytes]]
 
+_log: Final = logging.getLogger("billaged.doors")
+
+_STATUS_SECONDS: Final = 1.0
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -149,6 +153,14 @@ class GrpcDoor:
         self._watching.add(task)
         try:
             await self._send_summaries(payload, context)
+        except StalledWatcher as error:
+            _log.warning("a watcher was %s", error)
+            # The status waits in gRPC behind the message that is not read. The handler need not:
+            # it ends as if cancelled, which alone makes gRPC send nothing more.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STATUS_SECONDS):
+                    await context.abort_with_status(refusal(error).grpc_status())
+            raise asyncio.CancelledError from None
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
@@ -161,7 +173,7 @@ class GrpcDoor:
 
     async def _send_summaries(self, payload: bytes, context: Context) -> None:
         request = parse_watch(payload)
-        async with aclosing(self._watchers.watch(request.customer_ids, request.vm_ids)) as summaries:
+        async with contextlib.aclosing(self._watchers.watch(request.customer_ids, request.vm_ids)) as summaries:
             # Answered at once: the first summary may be an interval away.
             await context.send_initial_metadata(())
             async for summary in summaries:

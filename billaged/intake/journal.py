@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from billaged.model.errors import InvalidField, StorageError
 from billaged.model.records import JournalEntry, Kind
 from billaged.wire import codec
 
@@ -61,7 +62,14 @@ def entry_of(row: JournalRow) -> JournalEntry:
     """A row with its payload decoded.
 
     Raises:
-        InvalidField: the payload is no message of its kind: the file was changed.
+        StorageError: the payload is no message of its kind: the file was changed.
     """
-    kind = Kind(row.kind)
-    return JournalEntry(row.sequence, kind, row.received_ns, row.caller, row.payload, codec.decode(kind, row.payload))
+    try:
+        kind = Kind(row.kind)
+        record = codec.decode(kind, row.payload)
+    except (ValueError, TypeError, InvalidField) as error:
+        raise StorageError(
+            f"journal row {row.sequence} (kind {row.kind}) cannot be decoded: {error}.",
+            "The journal is damaged: restore it from a backup.",
+        ) from error
+    return JournalEntry(row.sequence, kind, row.received_ns, row.caller, row.payload, record)

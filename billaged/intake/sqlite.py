@@ -89,7 +89,7 @@ class SqliteJournal:
         self.position = rows[-1].sequence
 
     def read(self, after: int) -> Iterator[list[JournalRow]]:
-        connection = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=30)
+        connection = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
         try:
             while True:
                 query = "SELECT sequence, kind, received_ns, caller, payload FROM journal WHERE sequence > ?"

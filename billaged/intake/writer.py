@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol
 
@@ -112,12 +112,24 @@ class JournalWriter:
             self._loop.call_soon_threadsafe(_acknowledge, futures)
 
     def _refuse(self, group: Sequence[Waiting]) -> None:
-        """The commit failed: whether these are durable is unknown, so their callers must try again."""
-        futures = [one.done for one in group if one.done is not None]
+        """The commit failed: whether these are durable is unknown, so their callers must try again.
+
+        Those that still wait were never written: the same for them.
+        """
+        futures = [one.done for one in (*group, *self._left_over()) if one.done is not None]
         try:
             self._loop.call_soon_threadsafe(_fail, futures)
         except RuntimeError:
             _log.debug("the loop is closed; its callers are gone")
+
+    def _left_over(self) -> Iterator[Waiting]:
+        while True:
+            try:
+                waiting = self._queue.get_nowait()
+            except Empty:
+                return
+            if waiting is not None:
+                yield waiting
 
 
 def _acknowledge(futures: Sequence[asyncio.Future[None]]) -> None:

@@ -10,7 +10,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, inspect
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, StaticPool
 
@@ -29,7 +29,7 @@ def open_for_writing(path: Path | None) -> Engine:
     if path is None:
         engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     else:
-        engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+        engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": 30})
     _begin_explicitly(engine, ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", "PRAGMA foreign_keys=ON"))
     try:
         _migrate(engine, path)
@@ -50,7 +50,7 @@ def open_for_reading(path: Path) -> Engine:
             f"there is no ledger at {path}.",
             "Point --data-dir or UNKEY_BILLAGED_DATA_DIR at the daemon's data directory.",
         )
-    engine = create_engine(f"sqlite:///file:{path}?mode=ro&uri=true", poolclass=NullPool, connect_args={"timeout": 30})
+    engine = create_engine(_read_only(path), poolclass=NullPool, connect_args={"timeout": 30})
     _begin_explicitly(engine, ())
     try:
         with engine.connect() as connection:
@@ -58,6 +58,11 @@ def open_for_reading(path: Path) -> Engine:
     except DBAPIError as error:
         raise StorageError(f"{path} cannot be read as a ledger: {error.orig}.") from error
     return engine
+
+
+def _read_only(path: Path) -> URL:
+    uri = path.absolute().as_uri().removeprefix("file://")
+    return URL.create("sqlite", database=f"file:{uri}", query={"mode": "ro", "uri": "true"})
 
 
 def _begin_explicitly(engine: Engine, pragmas: tuple[str, ...]) -> None:

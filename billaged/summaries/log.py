@@ -129,7 +129,9 @@ def readable_line(summary: Summary, weights: ScoreWeights) -> str:
 
 
 def _rounded(nanos: int) -> int:
-    return round(nanos / NANOS) * NANOS if nanos >= NANOS else nanos
+    """To a tenth of a second below ten, to whole seconds above: for eyes."""
+    unit = NANOS // 10 if nanos < 10 * NANOS else NANOS
+    return round(nanos / unit) * unit
 
 
 def _usage_text(usage: Usage, span_ns: int, weights: ScoreWeights) -> str:

@@ -32,7 +32,13 @@ def configure(level: str, style: str, stream: TextIO | None = None) -> None:
             structlog.processors.JSONRenderer(),
         ]
     else:
-        finish = [structlog.dev.ConsoleRenderer(colors=stream.isatty(), timestamp_key="time", pad_event_to=0)]
+        console = structlog.dev.ConsoleRenderer(
+            colors=stream.isatty(),
+            timestamp_key="time",
+            pad_event_to=0,
+            exception_formatter=structlog.dev.plain_traceback,
+        )
+        finish = [console]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finish],

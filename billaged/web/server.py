@@ -61,6 +61,7 @@ class HttpServer:
         port: int = listening.getsockname()[1]
         config = uvicorn.Config(
             self._limited,
+            interface="asgi3",
             http=GuardedProtocol,
             ws="none",
             lifespan="off",
@@ -96,9 +97,9 @@ class HttpServer:
 
     async def _limited(self, scope: Any, receive: Any, send: Any) -> None:
         # Who looks after the daemon asks for its health just when it is full.
-        if self._server is not None and scope["path"] != "/health":
-            if len(self._server.server_state.tasks) > REQUESTS_MAX:
-                message = f"{REQUESTS_MAX} requests are being answered already"
-                await error_response(503, Code.UNAVAILABLE, message, {"Retry-After": "1"})(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        running = 0 if self._server is None else len(self._server.server_state.tasks)
+        if running > REQUESTS_MAX and scope["path"] != "/health":
+            message = f"{REQUESTS_MAX} requests are being answered already"
+            await error_response(503, Code.UNAVAILABLE, message, {"Retry-After": "1"})(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
