@@ -3,8 +3,9 @@
     doors -> intake -> journal writer -> aggregator -> ledger
                                               └-> summaries -> log, watchers
 
-Start: stores, fold state, replay, threads, then the doors. Stop: the doors, then
-each stage once the one before it has handed everything on.
+Start: stores, fold state, replay, threads, then the doors. Stop: the intake refuses,
+each stage ends once the one before it has handed everything on, the doors come last:
+whoever waits for an answer or watches gets what is due.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ _log = logging.getLogger("billaged.daemon")
 # What a stop may take altogether, and running RPCs of it.
 _STOP_SECONDS: Final = 9.0
 _GRACE_SECONDS: Final = 3.0
+# And watchers, to read the last summaries.
+_WATCHERS_SECONDS: Final = 1.0
 _TICK_MAX_NANOS: Final = MINUTE_NANOS
 _LOOK_AT_DISK_SECONDS: Final = 1.0
 _ARCHIVE_SECONDS: Final = 60.0
@@ -191,16 +194,18 @@ class Daemon:
         deadline.daemon = True
         deadline.start()
         was_serving = self._intake.serving
+        # From here on requests are refused; those taken before are committed by the writer's stop.
         self._intake.close("billaged is stopping")
-        self._feed.end()
-        self._connect.stop()
-        await asyncio.gather(self._grpc.stop(_GRACE_SECONDS), self._http.stop(_GRACE_SECONDS))
-        self._connect.close()
+        await self._grpc.announce_stop()
         if was_serving and self._fatal is None:
             # The summaries of the interval that ends early. It stands for no silence.
             self._intake.submit_own(Tick(self._clock.wall_nanos(), 0, closes_interval=True))
         for stage in (self._writer.stop, self._aggregator.stop, self._broadcast.stop):
             await asyncio.to_thread(stage)
+        await self._feed.end(_WATCHERS_SECONDS)
+        self._connect.stop()
+        await asyncio.gather(self._grpc.stop(_GRACE_SECONDS), self._http.stop(_GRACE_SECONDS))
+        self._connect.close()
         self._stores.close()
         deadline.cancel()
         if was_serving:

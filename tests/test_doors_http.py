@@ -389,7 +389,7 @@ async def test_a_watcher_that_does_not_read_is_cut_off(start: Any, caplog: pytes
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     await until(lambda: len(running.feed.queues) == 1, "the watcher is in the feed")
     # The reader stops at its small limit; the rest fills the kernel's buffers, then the server's.
-    for _ in range(2_000):
+    for _ in range(900):
         running.feed.put(stream_pb.UsageSummary(vm_id="v" * 60_000))
     await until(lambda: not running.feed.queues, "the watcher is cut off")
     with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
@@ -408,6 +408,7 @@ async def test_stop_lets_requests_finish_and_ends_watchers(start: Any) -> None:
     stopping = asyncio.ensure_future(running.server.stop(TIMEOUT))
     error = await watcher
     assert (error["code"], error["message"]) == ("unavailable", "billaged is stopping")
+    assert running.door._watching == set()
     assert not held.done()
     running.intake.gate.set()
     assert (await held).json() == {"success": True}
@@ -425,6 +426,39 @@ async def test_stop_does_not_wait_for_ever(start: Any) -> None:
     answer = await asyncio.gather(held, return_exceptions=True)
     assert isinstance(answer[0], httpx.TransportError) or answer[0].status_code >= 499
     assert running.intake.taken == []
+
+
+async def test_no_watcher_begins_once_it_is_stopping(start: Any) -> None:
+    running = await start()
+    running.door.stop()
+    assert (await watch_end(running))["code"] == "unavailable"
+
+
+async def test_too_many_requests_are_told_and_health_is_not_among_them(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("billaged.web.server.REQUESTS_MAX", 2)
+    running = await start()
+    running.intake.gate = asyncio.Event()
+    held = [asyncio.ensure_future(running.post("SendHeartbeat", {})) for _ in range(2)]
+    await until(lambda: running.intake.waiting == 2, "two requests in the intake")
+    answer = await running.post("SendHeartbeat", {})
+    assert_error(answer, 503, "unavailable")
+    assert answer.headers["retry-after"] == "1"
+    assert (await running.client.get("/health")).status_code == 200
+    running.intake.gate.set()
+    assert [answer.status_code for answer in await asyncio.gather(*held)] == [200, 200]
+
+
+async def test_connections_over_the_limit_are_closed(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("billaged.web.protocol.CONNECTIONS_MAX", 2)
+    running = await start()
+    held = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(2)]
+    assert await running.raw(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n") == b""
+    for _, writer in held:
+        writer.close()
+    await until(lambda: not running.server._server.server_state.connections, "the places are free")
+    assert (await running.client.get("/health")).status_code == 200
 
 
 async def test_a_port_in_use_is_one_clear_error(start: Any) -> None:

@@ -198,6 +198,8 @@ class ConnectDoor:
             raise RuntimeError("the server calls its application in tasks")
         self._watching.add(task)
         try:
+            if self._stopping:
+                raise NotServing("billaged is stopping")
             request = parse_watch(body.serialized(WatchSummariesRequest))
             async with aclosing(self._watchers.watch(request.customer_ids, request.vm_ids)) as summaries:
                 async for summary in summaries:

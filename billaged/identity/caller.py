@@ -11,7 +11,7 @@ PLAINTEXT: Final = "plaintext"
 # TLS without a CA for callers: encrypted, but nobody has said who they are.
 ANONYMOUS: Final = "tls"
 
-_KINDS_KEPT_MAX: Final = 4096
+_NAMES_KEPT_MAX: Final = 4096
 _MAX_CHARACTERS: Final = 255
 
 
@@ -45,7 +45,7 @@ class CertificateCaller:
         certificate = _first(facts, "x509_pem_cert")
         name = self._names.get(certificate)
         if name is None:
-            if len(self._names) >= _KINDS_KEPT_MAX:
+            if len(self._names) >= _NAMES_KEPT_MAX:
                 # Short-lived certificates would otherwise add up for as long as the daemon runs.
                 self._names.clear()
             name = self._names[certificate] = _name(facts)

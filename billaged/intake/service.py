@@ -77,6 +77,9 @@ class Intake:
                     await self._refuse_wrong_owner(record)
                 elif self._fold.known_vms() >= self._max_vms and not self._fold.knows(record.vm_id):
                     raise Overloaded(f"{self._max_vms} VMs are known already (UNKEY_BILLAGED_MAX_VMS)", 60.0)
+        if self._refusing is not None:
+            # It began to stop while this waited.
+            raise NotServing(self._refusing)
         if self.in_flight >= self._queue_max_records or self.in_flight_bytes + len(payload) > self._queue_max_bytes:
             raise Overloaded("too many requests are in flight; send again in a moment")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

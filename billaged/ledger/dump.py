@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
 from billaged.aggregator import changes as c
 from billaged.ledger import tables as t
@@ -29,14 +29,16 @@ DUMPED: Final = {
 }
 
 
-def dump_rows(engine: Engine, table: str) -> Iterator[tuple[Any, ...]]:
-    """The rows of one table in the order of its key."""
+def dump_rows(ledger: Engine | Connection, table: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of one table in the order of its key. Over one connection all tables are of one moment."""
+    if isinstance(ledger, Engine):
+        with ledger.connect() as connection:
+            yield from dump_rows(connection, table)
+        return
     source, names, key_length = DUMPED[table]
     columns = [source.c[name] for name in names]
-    with engine.connect() as connection:
-        result = connection.execute(select(*columns).order_by(*columns[:key_length]))
-        for row in result:
-            yield tuple(row)
+    for row in ledger.execute(select(*columns).order_by(*columns[:key_length])):
+        yield tuple(row)
 
 
 def dump(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:

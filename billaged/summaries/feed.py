@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Collection
+from typing import Final
 
 from billaged.aggregator.summary import Summary, SummaryBatch
 from billaged.model.errors import NotServing, Overloaded
 from billaged.model.quantity import ScoreWeights, Usage, resource_score
 from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary, UsageTotals
+
+
+_POLL_SECONDS: Final = 0.01
 
 
 class _Watcher:
@@ -84,13 +88,16 @@ class WatchedSummaries:
             with self._lock:
                 self._watchers.remove(watcher)
 
-    def end(self) -> None:
-        """Let every watcher have what waits for it, then end its stream. Called on the loop."""
+    async def end(self, patience_seconds: float) -> None:
+        """End every stream once its watcher has read what waits for it; wait that long for them."""
         self._ended = True
         with self._lock:
             watchers = list(self._watchers)
         for watcher in watchers:
             watcher.end()
+        deadline = self._loop.time() + patience_seconds
+        while self._watchers and self._loop.time() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 def message_of(summary: Summary, weights: ScoreWeights) -> UsageSummary:

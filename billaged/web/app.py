@@ -56,7 +56,7 @@ def http_app(
             return await _unexpected(request, error)
         return JSONResponse(body, headers=_FRESH)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/health", health, methods=["GET"]),
             Route("/stats", statistics, methods=["GET"]),
@@ -64,6 +64,9 @@ def http_app(
         ],
         exception_handlers={HTTPException: _http_error, Exception: _unexpected},
     )
+    # A redirect would drop the body of a POST in many clients.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -1,0 +1,82 @@
+"""The baseline's servers, as a process: ``python -m bench.empty raw|parsed|door``.
+
+The daemon's stack (grpc.aio on uvloop, its collector's thresholds) with nothing behind
+it: ``raw`` gives bytes for bytes, ``parsed`` has gRPC parse the request and serialize the
+answer as any generated servicer does, ``door`` is billaged's own door with an intake
+that says yes to everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import signal
+import sys
+from typing import Any
+
+import grpc
+import grpc.aio
+import uvloop
+
+from billaged.doors.grpc_server import GrpcDoor
+from billaged.model.records import Record
+from billaged.settings import Grpc
+from billaged.wire.billing.v1 import billing_pb2 as pb
+
+SERVICE = "billing.v1.BillingService"
+METHOD = "SendMetricsBatch"
+_ANSWER = pb.SendMetricsBatchResponse(success=True, message="processed 1 metrics")
+
+
+class _YesIntake:
+    async def submit(self, record: Record, payload: bytes, caller: str) -> None:
+        return
+
+
+class _NoFeed:
+    def watch(self, customer_ids: object, vm_ids: object) -> Any:
+        raise NotImplementedError("nobody watches a baseline")
+
+
+def _raw() -> Any:
+    answer = _ANSWER.SerializeToString()
+
+    async def handle(payload: bytes, context: Any) -> bytes:
+        return answer
+
+    return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def _parsed() -> Any:
+    async def handle(request: pb.SendMetricsBatchRequest, context: Any) -> pb.SendMetricsBatchResponse:
+        return _ANSWER
+
+    return grpc.unary_unary_rpc_method_handler(
+        handle, pb.SendMetricsBatchRequest.FromString, pb.SendMetricsBatchResponse.SerializeToString
+    )
+
+
+async def _serve(handler: str) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    if handler == "door":
+        door = GrpcDoor(_YesIntake(), _NoFeed(), Grpc(port=0, address="127.0.0.1"))
+        port, end = await door.start(), door.stop
+    else:
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        methods = {METHOD: _raw() if handler == "raw" else _parsed()}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        port, end = server.add_insecure_port("127.0.0.1:0"), server.stop
+        await server.start()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    print(json.dumps({"message": "serving", "port": port}), flush=True)
+    await stop.wait()
+    await end(1.0)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(sys.argv[1]))

@@ -1,0 +1,220 @@
+"""The ledger as reports read it: one consistent look, read-only, daemon running or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, func, or_, select
+from sqlalchemy.exc import DBAPIError
+
+from billaged.ledger import tables as t
+from billaged.ledger.database import open_for_reading
+from billaged.ledger.dump import dump_rows
+from billaged.ledger.views import Gap, Grouping, LedgerPosition, Part, ReportedGap, Session, Span, Subject
+from billaged.model.errors import StorageError
+from billaged.model.quantity import MemoryTime, Usage
+from billaged.model.records import COUNTER_FIELDS, FoldRules
+from billaged.model.time import HOUR_NANOS
+
+_LOW_BITS: Final = 32
+_LOW_MASK: Final = 2**_LOW_BITS - 1
+_SUMMED: Final = (*COUNTER_FIELDS, "memory_mib_seconds", "memory_rest_byte_nanos", "measured_ns", "samples")
+# No bucket is longer: the setting allows no more.
+_BUCKET_MAX_NANOS: Final = HOUR_NANOS
+
+
+_GROUPS: Final[dict[Grouping, tuple[str, ...]]] = {
+    "vm": ("vm_id",),
+    "session": ("vm_id", "ordinal"),
+    "bucket": ("bucket_start_ns", "bucket_ns", "vm_id"),
+}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[LedgerReader]:
+    """Open a ledger for one consistent look; all that is read in it is of one moment.
+
+    Raises:
+        StorageError: there is no ledger, it is of another version, or it cannot be read.
+    """
+    engine = open_for_reading(path)
+    try:
+        with engine.connect() as connection:
+            yield LedgerReader(connection)
+    except DBAPIError as error:
+        raise StorageError(f"{path} cannot be read: {error.orig}.", "Restore a backup of it.") from error
+    finally:
+        engine.dispose()
+
+
+class LedgerReader:
+    """Every answer is of the moment of the first."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        row = connection.execute(select(t.checkpoint)).one_or_none()
+        # A ledger that no daemon has taken up yet is empty.
+        self.position = LedgerPosition("", 0) if row is None else LedgerPosition(row.journal_id, row.position)
+        self.rules = FoldRules() if row is None or row.rules is None else FoldRules(**json.loads(row.rules))
+
+    def dump_rows(self, table: str) -> Iterator[tuple[Any, ...]]:
+        """A table of the canonical dump (``dump.DUMPED``)."""
+        return dump_rows(self._connection, table)
+
+    # --- sessions ----------------------------------------------------------------
+
+    def knows(self, subject: Subject) -> bool:
+        """Whether there is a session of this VM, or of this customer, or of both."""
+        return self._connection.execute(_sessions(subject).limit(1)).first() is not None
+
+    def newest_sessions(self, subject: Subject, *, running: bool) -> list[Session]:
+        """The newest session of each VM, by VM; with ``running`` only those that run."""
+        query = _sessions(subject).where(t.sessions.c.newest == 1).order_by(t.sessions.c.vm_id)
+        if running:
+            query = query.where(t.sessions.c.end_ns.is_(None))
+        return list(map(_session, self._connection.execute(query)))
+
+    def sessions(self, subject: Subject) -> list[Session]:
+        """All sessions, by VM, oldest first."""
+        query = _sessions(subject).order_by(t.sessions.c.vm_id, t.sessions.c.ordinal)
+        return list(map(_session, self._connection.execute(query)))
+
+    # --- usage -------------------------------------------------------------------
+
+    def buckets_cut_by(self, subject: Subject, at_ns: int) -> Span | None:
+        """The span of the buckets with usage that an instant lies inside of; None where there is none."""
+        spans = []
+        for table in (t.facts, t.corrections):
+            start, end = table.c.bucket_start_ns, table.c.bucket_start_ns + table.c.bucket_ns
+            query = select(func.min(start), func.max(end)).where(
+                *_of(subject, table), start < at_ns, start > at_ns - _BUCKET_MAX_NANOS, end > at_ns
+            )
+            spans += [Span(*row) for row in self._connection.execute(query) if row[0] is not None]
+        if not spans:
+            return None
+        return Span(min(span.from_ns for span in spans), max(span.to_ns for span in spans))
+
+    def bucket_lengths(self, subject: Subject, span: Span) -> set[int]:
+        """The lengths of the buckets that begin in the span, nanoseconds."""
+        lengths: set[int] = set()
+        for table in (t.facts, t.corrections):
+            query = select(table.c.bucket_ns).distinct().where(*_of(subject, table), *_begins_in(table, span))
+            lengths |= set(self._connection.scalars(query))
+        return lengths
+
+    def usage_parts(self, subject: Subject, span: Span, by: Grouping) -> Iterator[Iterator[Part]]:
+        """Exact sums of facts, then of corrections, in buckets that begin in the span.
+
+        Two iterators, each in the order of the grouping.
+        """
+        for table in (t.facts, t.corrections):
+            yield self._parts(table, subject, span, by)
+
+    def _parts(self, table: FromClause, subject: Subject, span: Span, by: Grouping) -> Iterator[Part]:
+        keys = [table.c[name] for name in _GROUPS[by]]
+        query = (
+            select(*keys, func.max(table.c.memory_peak_bytes), *_halves(table))
+            .where(*_of(subject, table), *_begins_in(table, span))
+            .group_by(*keys)
+            .order_by(*keys)
+        )
+        for row in self._connection.execute(query):
+            key = dict(zip(_GROUPS[by], row, strict=False))
+            usage = _usage_of_halves(row[len(keys)], row[len(keys) + 1 :])
+            yield Part(key["vm_id"], key.get("ordinal", 0), key.get("bucket_start_ns", 0), usage)
+
+    # --- gaps --------------------------------------------------------------------
+
+    def gaps(self, subject: Subject, span: Span) -> list[Gap]:
+        """Closed gaps that overlap the span, by start. None is cut to it."""
+        table = t.gaps
+        query = (
+            select(table)
+            .where(*_of(subject, table), table.c.end_ns > span.from_ns, table.c.start_ns < span.to_ns)
+            .order_by(table.c.start_ns, table.c.vm_id)
+        )
+        return [
+            Gap(
+                row.vm_id,
+                row.ordinal,
+                row.start_ns,
+                row.end_ns,
+                row.kind,
+                row.customer_id,
+                Usage(**{name: row._mapping[name] for name in COUNTER_FIELDS}, gap_ns=row.end_ns - row.start_ns),
+                row.sequence,
+            )
+            for row in self._connection.execute(query)
+        ]
+
+    def reported_gaps(self, subject: Subject, span: Span) -> list[ReportedGap]:
+        """Reported gaps that overlap the span or touch it, by time; each with the customer of the session it met."""
+        table, session = t.reported_gaps, t.sessions
+        met = (
+            select(session.c.customer_id)
+            .where(
+                session.c.vm_id == table.c.vm_id,
+                session.c.start_ns <= table.c.resume_ns,
+                or_(session.c.end_ns.is_(None), session.c.end_ns >= table.c.last_sent_ns),
+            )
+            .order_by(session.c.ordinal.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        query = (
+            select(table.c.vm_id, table.c.last_sent_ns, table.c.resume_ns, table.c.sequence, met.label("customer_id"))
+            .where(table.c.resume_ns >= span.from_ns, table.c.last_sent_ns < span.to_ns)
+            .order_by(table.c.last_sent_ns, table.c.sequence)
+        )
+        if subject.vm_id is not None:
+            query = query.where(table.c.vm_id == subject.vm_id)
+        gaps = [ReportedGap(*row) for row in self._connection.execute(query)]
+        return [gap for gap in gaps if subject.customer_id in (None, gap.customer_id)]
+
+
+def _sessions(subject: Subject) -> Select[Any]:
+    return select(*(t.sessions.c[name] for name in Session._fields)).where(*_named(subject, t.sessions))
+
+
+def _session(row: Row[Any]) -> Session:
+    values: dict[str, Any] = {**row._mapping, "explicit": bool(row.explicit)}
+    return Session(**values)
+
+
+def _named(subject: Subject, table: FromClause) -> list[ColumnElement[bool]]:
+    named = {name: value for name, value in subject._asdict().items() if value is not None}
+    return [table.c[name] == value for name, value in named.items()]
+
+
+def _of(subject: Subject, table: FromClause) -> list[ColumnElement[bool]]:
+    """The subject's rows of a table that is indexed by VM: a customer's are found through its VMs."""
+    conditions = _named(subject, table)
+    if subject.customer_id is not None and subject.vm_id is None:
+        vms = select(t.sessions.c.vm_id).where(t.sessions.c.customer_id == subject.customer_id)
+        conditions.append(table.c.vm_id.in_(vms))
+    return conditions
+
+
+def _begins_in(table: FromClause, span: Span) -> list[ColumnElement[bool]]:
+    return [and_(table.c.bucket_start_ns >= span.from_ns, table.c.bucket_start_ns < span.to_ns)]
+
+
+def _halves(table: FromClause) -> list[ColumnElement[Any]]:
+    """Sums that cannot overflow: of the upper bits and of the lower ones (SQLite's SUM refuses past 64 bits)."""
+    sums: list[ColumnElement[Any]] = []
+    for name in _SUMMED:
+        column = table.c[name]
+        sums.append(func.sum(column.bitwise_rshift(_LOW_BITS)))
+        sums.append(func.sum(column.bitwise_and(_LOW_MASK)))
+    return sums
+
+
+def _usage_of_halves(memory_peak_bytes: int, halves: Sequence[int]) -> Usage:
+    sums = [(int(high) << _LOW_BITS) + int(low) for high, low in zip(halves[::2], halves[1::2], strict=True)]
+    values = dict(zip(_SUMMED, sums, strict=True))
+    memory = MemoryTime(values.pop("memory_mib_seconds"), values.pop("memory_rest_byte_nanos"))
+    return Usage(**values, memory_byte_nanos=memory.byte_nanos, memory_peak_bytes=memory_peak_bytes)

@@ -1,0 +1,97 @@
+"""A journal file as a reader sees it: read-only, a little at a time, daemon running or not."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from billaged.intake.journal import JournalRow
+from billaged.model.errors import StorageError
+
+_SCHEMA_VERSION: Final = 1
+_READ_ROWS: Final = 4_096
+
+
+class JournalFile:
+    """Reads in short transactions of its own: a long one would keep the daemon from shortening its log."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            StorageError: there is no journal, or it cannot be read.
+        """
+        self.path = path
+        if not path.exists():
+            raise StorageError(
+                f"there is no journal at {path}.",
+                "Point --data-dir or UNKEY_BILLAGED_DATA_DIR at the daemon's data directory.",
+            )
+        try:
+            self._connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
+        except sqlite3.Error as error:
+            raise StorageError(f"the journal {path} cannot be opened: {error}.") from error
+        try:
+            self._check_version()
+            self.journal_id: str = self._value("SELECT journal_id FROM about")
+        except StorageError:
+            self._connection.close()
+            raise
+
+    def _check_version(self) -> None:
+        version = self._value("PRAGMA user_version")
+        if version != _SCHEMA_VERSION:
+            raise StorageError(
+                f"{self.path} is no journal, or of another version: its schema is {version},"
+                f" this version of billaged knows {_SCHEMA_VERSION}."
+            )
+
+    def pruned(self) -> int:
+        """Sequences up to here have left; 0 for none. Grows while a daemon runs."""
+        return int(self._value("SELECT pruned FROM about"))
+
+    def end(self) -> int:
+        """The last sequence that was ever appended; 0 for none. Grows while a daemon runs."""
+        given = self._query("SELECT seq FROM sqlite_sequence WHERE name = 'journal'")
+        return max(given[0][0] if given else 0, self.pruned())
+
+    def integrity_problems(self) -> list[str]:
+        """What SQLite finds wrong with the file's structure; reads all of it."""
+        found = [str(row[0]) for row in self._query("PRAGMA integrity_check(10)")]
+        return [] if found == ["ok"] else found
+
+    def rows(self, after: int, through: int) -> Iterator[list[JournalRow]]:
+        """The rows of (after, through] that are there, in order, in chunks.
+
+        Raises:
+            StorageError: they cannot be read; the message names the place.
+        """
+        query = "SELECT sequence, kind, received_ns, caller, payload FROM journal"
+        query += " WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?"
+        while True:
+            try:
+                rows = self._query(query, after, through, _READ_ROWS)
+            except StorageError as error:
+                raise StorageError(f"{error} That is after row {after}.") from error
+            if not rows:
+                return
+            yield [JournalRow(*row) for row in rows]
+            after = rows[-1][0]
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _value(self, query: str) -> Any:
+        rows = self._query(query)
+        if not rows:
+            raise StorageError(f"the journal {self.path} is damaged: {query!r} finds nothing.", "Restore a backup.")
+        return rows[0][0]
+
+    def _query(self, query: str, *values: int) -> list[Any]:
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"the journal {self.path} cannot be read: {error}.", "Restore a backup of it."
+            ) from error

@@ -1,0 +1,72 @@
+"""A sheet of cells, and its ways onto paper: columns of text, a table for a terminal, CSV, JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+# A line for programs: exact values by name. None is an empty cell in CSV, null in JSON.
+Record = Mapping[str, str | int | bool | None]
+
+
+class Column(NamedTuple):
+    heading: str
+    # Numbers stand to the right.
+    number: bool = False
+
+
+class Sheet(NamedTuple):
+    """Rows for people. ``total`` is a last row, set apart."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    total: Sequence[str] | None = None
+
+
+def as_columns(sheet: Sheet) -> str:
+    """Aligned columns without frame or colour, as wide as they are: for files and pipes."""
+    rows = [[column.heading for column in sheet.columns], *sheet.rows]
+    if sheet.total is not None:
+        rows.append(sheet.total)
+    widths = [max(len(row[index]) for row in rows) for index in range(len(sheet.columns))]
+    lines = []
+    for row in rows:
+        cells = zip(sheet.columns, row, widths, strict=True)
+        lines.append(
+            "  ".join(cell.rjust(width) if column.number else cell.ljust(width) for column, cell, width in cells)
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def as_table(sheet: Sheet) -> Table:
+    """A table for a terminal; what is too wide is folded, never cut off."""
+    table = Table(header_style="bold")
+    for column in sheet.columns:
+        table.add_column(column.heading, justify="right" if column.number else "left", overflow="fold")
+    for row in sheet.rows:
+        # Text, not str: brackets are no markup.
+        table.add_row(*map(Text, row))
+    if sheet.total is not None:
+        table.add_section()
+        table.add_row(*map(Text, sheet.total), style="bold")
+    return table
+
+
+def as_csv(names: Sequence[str], records: Sequence[Record]) -> str:
+    """One header line, then a line for each record; yes and no are 1 and 0."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow({name: int(value) if isinstance(value, bool) else value for name, value in record.items()})
+    return text.getvalue().rstrip("\n")
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, indent=2)

@@ -1,0 +1,48 @@
+"""Quantities and times as people read them. Rounded; what must be exact is in JSON and CSV."""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_UP, Context, Decimal
+from typing import Final
+
+from billaged.model.quantity import GIB
+from billaged.model.time import HOUR_NANOS, NANOS, format_duration, format_instant
+
+# Enough digits that the division rounds nothing before the sixth decimal.
+_CONTEXT: Final = Context(prec=60)
+_BYTE_UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def human_bytes(amount: int) -> str:
+    """``0 B``, ``512 B``, ``1.50 GiB``."""
+    if amount < 1024:
+        return f"{amount} B"
+    value, power = Decimal(amount) / 1024, 0
+    while value >= 1000 and power < len(_BYTE_UNITS) - 1:
+        value, power = value / 1024, power + 1
+    return f"{value:,.2f} {_BYTE_UNITS[power]}"
+
+
+def human_duration(nanos: int) -> str:
+    """``59m3s``: whole seconds, but for less than one."""
+    if abs(nanos) >= NANOS:
+        nanos = (nanos + NANOS // 2) // NANOS * NANOS
+    return format_duration(nanos)
+
+
+def human_instant(nanos: int) -> str:
+    """``2026-11-21 10:00:00``, UTC, without fractions of a second."""
+    return format_instant(nanos // NANOS * NANOS).replace("T", " ").removesuffix("Z")
+
+
+def exact_seconds(nanos: int) -> str:
+    """Seconds as a decimal number, to the nanosecond: a float would lose some."""
+    sign, nanos = ("-", -nanos) if nanos < 0 else ("", nanos)
+    seconds, rest = divmod(nanos, NANOS)
+    return f"{sign}{seconds}" + (f".{rest:09d}".rstrip("0") if rest else "")
+
+
+def gib_hours(memory_byte_nanos: int) -> Decimal:
+    """Memory x time in GiB-hours (2**30 bytes), six decimals, half away from zero."""
+    exact = _CONTEXT.divide(Decimal(memory_byte_nanos), Decimal(GIB * HOUR_NANOS))
+    return exact.quantize(Decimal("0.000001"), rounding=ROUND_HALF_UP, context=_CONTEXT)

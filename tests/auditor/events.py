@@ -1,0 +1,91 @@
+"""What the auditor reads: one event for each journal row, in journal order, as plain values.
+
+Times are int nanoseconds since the epoch, CPU time is nanoseconds, memory, disk and network are bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+SECOND_NS = 1_000_000_000
+MINUTE_NS = 60 * SECOND_NS
+HOUR_NS = 60 * MINUTE_NS
+
+COUNTER_NAMES = ("cpu_time_ns", "disk_read_bytes", "disk_write_bytes", "network_rx_bytes", "network_tx_bytes")
+
+
+class Sample(NamedTuple):
+    time_ns: int
+    memory_bytes: int
+    cpu_time_ns: int
+    disk_read_bytes: int
+    disk_write_bytes: int
+    network_rx_bytes: int
+    network_tx_bytes: int
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Everything but the time: what makes two samples of one time equal."""
+        return self[1:]
+
+    @property
+    def counters(self) -> tuple[int, ...]:
+        """The five counters, in the order of ``COUNTER_NAMES``."""
+        return self[2:]
+
+
+class Batch(NamedTuple):
+    vm_id: str
+    customer_id: str
+    # Any seven ints in the order of ``Sample`` will do.
+    samples: Sequence[tuple[int, ...]]
+
+
+class Started(NamedTuple):
+    vm_id: str
+    customer_id: str
+    start_ns: int
+
+
+class Stopped(NamedTuple):
+    vm_id: str
+    stop_ns: int
+
+
+class Heartbeat(NamedTuple):
+    instance_id: str
+    active_vms: tuple[str, ...]
+
+
+class PossibleGap(NamedTuple):
+    vm_id: str
+    last_sent_ns: int
+    resume_ns: int
+
+
+class Tick(NamedTuple):
+    time_ns: int
+    length_ns: int
+    closes_interval: bool
+
+
+class Rules(NamedTuple):
+    gap_threshold_ns: int = 15 * MINUTE_NS
+    bucket_ns: int = HOUR_NS
+    vanish_after_ns: int = HOUR_NS
+    max_cores: int = 256
+    # 10^9 bytes a second, so bytes a nanosecond.
+    max_gigabytes_per_second: int = 50
+
+
+What = Batch | Started | Stopped | Heartbeat | PossibleGap | Tick | Rules
+
+
+class Event(NamedTuple):
+    """One journal row."""
+
+    sequence: int
+    received_ns: int
+    caller: str
+    what: What

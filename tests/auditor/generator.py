@@ -1,0 +1,160 @@
+"""Hostile journals: what a small fleet, its network and its clocks can do to a biller.
+
+A journal is a list of events that the doors would have let through (ids, ranges),
+and nothing more is promised of it: samples repeat, contradict, come late, jump and
+fall; starts and stops come early, doubled, from the past and for other owners;
+ticks have odd lengths; the rules change on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hypothesis import strategies as st
+
+from auditor.chooser import Chooser, DrawnChooser, SeededChooser
+from auditor.events import (
+    HOUR_NS,
+    MINUTE_NS,
+    SECOND_NS,
+    Batch,
+    Event,
+    Heartbeat,
+    PossibleGap,
+    Rules,
+    Sample,
+    Started,
+    Stopped,
+    Tick,
+    What,
+)
+from auditor.machine import EPOCH_NS, Machine
+
+CUSTOMERS = ("acme", "globex")
+INSTANCES = ("host-1", "host-2")
+CALLERS = ("", "spiffe://example.org/metald")
+
+_THRESHOLDS_NS = (15 * MINUTE_NS, MINUTE_NS, 3 * MINUTE_NS, 4 * HOUR_NS, SECOND_NS, 48 * HOUR_NS)
+_BUCKETS_NS = (HOUR_NS, MINUTE_NS, 5 * MINUTE_NS, 15 * MINUTE_NS, 30 * MINUTE_NS)
+_TICK_LENGTHS_NS = (MINUTE_NS, 10 * MINUTE_NS, 10 * MINUTE_NS - 1, 0, SECOND_NS, HOUR_NS, 7 * MINUTE_NS + 13)
+
+
+def seeded_journal(seed: int, events: int = 60, machines: int | None = None) -> list[Event]:
+    """A hostile journal from a seed: the same seed, the same journal."""
+    fleet = Fleet(SeededChooser(seed), machines)
+    return [fleet.next_event() for _ in range(events)]
+
+
+@st.composite
+def journals(draw: st.DrawFn, events_max: int = 30) -> list[Event]:
+    """Hostile journals for hypothesis. Each starts with its rules."""
+    fleet = Fleet(DrawnChooser(draw), None)
+    journal = [fleet.next_event()]
+    # Asked before each event, so that shrinking can leave any of them out.
+    while len(journal) < events_max and draw(st.integers(0, 15)) > 0:
+        journal.append(fleet.next_event())
+    return journal
+
+
+class Fleet:
+    """Some VMs, their senders, and the daemon's clock."""
+
+    def __init__(self, chooser: Chooser, machines: int | None) -> None:
+        self._chooser = chooser
+        self._sequence = 0
+        self._rules = Rules()
+        self._wall_ns = EPOCH_NS
+        count = chooser.between(1, 6) if machines is None else machines
+        self._machines = [Machine(chooser, f"vm-{number}", chooser.pick(CUSTOMERS)) for number in range(1, count + 1)]
+        # The dull ones first, and as often as a real journal has them.
+        self._acts: tuple[Callable[[Machine], What], ...] = (
+            *[self._sampled] * 6,
+            *[self._mixed] * 3,
+            self._retried,
+            self._of_another_owner,
+            *[self._started] * 3,
+            *[self._stopped] * 3,
+            *[self._ticked] * 3,
+            self._beaten,
+            self._gap_reported,
+            self._ruled,
+        )
+
+    def next_event(self) -> Event:
+        machine = self._chooser.pick(self._machines)
+        what = self._chooser.pick(self._acts)(machine) if self._sequence else self._ruled(machine)
+        self._sequence += 1
+        return Event(self._sequence, self._wall_ns, self._chooser.pick(CALLERS), what)
+
+    def _batch(self, machine: Machine, samples: list[Sample]) -> Batch:
+        batch = Batch(machine.vm_id, machine.customer_id, samples)
+        machine.batches.append(batch)
+        self._wall_ns = max(self._wall_ns, machine.now_ns)
+        return batch
+
+    def _sampled(self, machine: Machine) -> Batch:
+        """In order, as a good sender does it."""
+        count = self._chooser.pick((1, 1, 1, 2, 5))
+        return self._batch(machine, [machine.next_sample(self._rules) for _ in range(count)])
+
+    def _mixed(self, machine: Machine) -> Batch:
+        """Unsorted, with strays in between."""
+        samples = [machine.next_sample(self._rules) for _ in range(self._chooser.between(0, 3))]
+        for _ in range(self._chooser.between(1, 3)):
+            samples.insert(self._chooser.between(0, len(samples)), machine.stray_sample(self._rules))
+        return self._batch(machine, samples[:: self._chooser.pick((1, -1))])
+
+    def _retried(self, machine: Machine) -> Batch:
+        if not machine.batches:
+            return self._sampled(machine)
+        return self._chooser.pick((machine.batches[-1], self._chooser.pick(machine.batches)))
+
+    def _of_another_owner(self, machine: Machine) -> Batch:
+        """By mistake, or for good."""
+        mine = machine.customer_id
+        other = CUSTOMERS[mine == CUSTOMERS[0]]
+        machine.customer_id = other
+        batch = self._sampled(machine)
+        machine.customer_id = self._chooser.pick((mine, other))
+        return batch
+
+    def _started(self, machine: Machine) -> Started:
+        start_ns = self._chooser.pick((machine.some_time(self._rules),) * 12 + (1, EPOCH_NS - 400 * 24 * HOUR_NS))
+        machine.starts_ns.append(start_ns)
+        machine.now_ns = max(machine.now_ns, self._chooser.pick((start_ns, machine.now_ns)))
+        owner = self._chooser.pick((machine.customer_id,) * 6 + CUSTOMERS)
+        if self._chooser.pick((False, True)):
+            # A fresh boot: the counters begin again.
+            machine.before_decrease = list(machine.counters)
+            machine.counters = [self._chooser.pick((0, 3, 10**9))] * 5
+        return Started(machine.vm_id, owner, start_ns)
+
+    def _stopped(self, machine: Machine) -> Stopped:
+        stop_ns = machine.some_time(self._rules)
+        machine.stops_ns.append(stop_ns)
+        machine.now_ns = max(machine.now_ns, self._chooser.pick((stop_ns, machine.now_ns)))
+        return Stopped(machine.vm_id, stop_ns)
+
+    def _ticked(self, _: Machine) -> Tick:
+        """Time passes; now and then the clock steps."""
+        length_ns = self._chooser.pick(_TICK_LENGTHS_NS)
+        step_ns = self._chooser.pick((0, 0, 0, 0, HOUR_NS, -HOUR_NS, 26 * HOUR_NS, -1))
+        self._wall_ns += length_ns + step_ns
+        return Tick(self._wall_ns, length_ns, self._chooser.pick((False, True)))
+
+    def _beaten(self, _: Machine) -> Heartbeat:
+        vms = [self._chooser.pick(self._machines).vm_id for _ in range(self._chooser.between(0, 4))]
+        return Heartbeat(self._chooser.pick(INSTANCES), tuple(vms))
+
+    def _gap_reported(self, machine: Machine) -> PossibleGap:
+        return PossibleGap(machine.vm_id, machine.now_ns, machine.now_ns + self._chooser.pick((0, MINUTE_NS, HOUR_NS)))
+
+    def _ruled(self, _: Machine) -> Rules:
+        self._rules = Rules(
+            gap_threshold_ns=self._chooser.pick(_THRESHOLDS_NS),
+            bucket_ns=self._chooser.pick(_BUCKETS_NS),
+            vanish_after_ns=HOUR_NS,
+            max_cores=self._chooser.pick((256, 1, 16)),
+            max_gigabytes_per_second=self._chooser.pick((50, 1)),
+        )
+        return self._rules
