@@ -62,12 +62,14 @@ async def _serve(handler: str) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     if handler == "door":
         door = GrpcDoor(_YesIntake(), _NoFeed(), Grpc(port=0, address="127.0.0.1"))
-        port, end = await door.start(), door.stop
+        port = await door.start()
+        end: Any = door.stop
     else:
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         methods = {METHOD: _raw() if handler == "raw" else _parsed()}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-        port, end = server.add_insecure_port("127.0.0.1:0"), server.stop
+        port = server.add_insecure_port("127.0.0.1:0")
+        end = server.stop
         await server.start()
     gc.collect()
     gc.freeze()

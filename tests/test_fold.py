@@ -8,7 +8,7 @@ from array import array
 import numpy as np
 import pytest
 
-from billaged.aggregator.arithmetic import memory_time, proportion, segment_sums_memory
+from billaged.aggregator.arithmetic import Int64, memory_time, proportion, segment_sums_memory
 from billaged.aggregator.changes import Checkpoint
 from billaged.aggregator.engine import Engine
 from billaged.ledger.database import open_for_writing
@@ -209,6 +209,14 @@ def test_proportion_is_the_floor_of_the_exact_quotient() -> None:
     whole = chance.integers(1, 2**52, 2_000)
     part = (chance.random(2_000) * whole).astype(np.int64)
     part[:50], part[50:100] = 0, whole[50:100]
+    # Long spans and short ones take different numbers of digits.
+    short = slice(1_000, 2_000)
+    for span in (slice(0, 1_000), short):
+        check_proportion(amount[span], part[span], whole[span])
+    check_proportion(amount[short], part[short] >> 12, (whole[short] >> 12) + 1)
+
+
+def check_proportion(amount: Int64, part: Int64, whole: Int64) -> None:
     for got, d, x, t in zip(
         proportion(amount, part, whole).tolist(), amount.tolist(), part.tolist(), whole.tolist(), strict=True
     ):

@@ -12,8 +12,6 @@ from billaged.model.time import NANOS
 
 Int64 = NDArray[np.int64]
 
-_DIGIT_BITS: Final = 10
-_DIGITS: Final = 6
 # 2**25 divides REST_PER_MIB_SECOND, so that rests can be summed in two halves.
 _HALF_BITS: Final = 25
 _HALVES_PER_MIB_SECOND: Final = REST_PER_MIB_SECOND >> _HALF_BITS
@@ -35,18 +33,23 @@ def memory_time(memory_bytes: Int64, span_ns: Int64) -> tuple[Int64, Int64]:
 def proportion(amount: Int64, part: Int64, whole: Int64) -> Int64:
     """``floor(amount * part / whole)`` for 0 <= amount < 2**63, 0 <= part <= whole, 0 < whole < 2**52.
 
-    Long multiplication of the remainder by ``part`` in digits of ten bits, keeping
-    quotient and remainder by ``whole`` at each digit, so that no product exceeds 2**63.
+    Long multiplication of the remainder by ``part``, digit by digit, keeping quotient and
+    remainder by ``whole`` at each: with b bits in ``whole`` and 62 - b in a digit no product
+    exceeds 2**63, so short spans take two digits and the longest six.
     """
+    if not amount.size:
+        return amount.copy()
     quotient, remainder = np.divmod(amount, whole)
     result = quotient * part
+    whole_bits = int(whole.max()).bit_length()
+    digit_bits = 62 - whole_bits
     carried_quotient = np.zeros_like(result)
     carried_remainder = np.zeros_like(result)
-    for digit in range(_DIGITS - 1, -1, -1):
-        value = (part >> (_DIGIT_BITS * digit)) & (2**_DIGIT_BITS - 1)
-        product = (carried_remainder << _DIGIT_BITS) + remainder * value
+    for digit in range(-(-whole_bits // digit_bits) - 1, -1, -1):
+        value = (part >> (digit_bits * digit)) & ((1 << digit_bits) - 1)
+        product = (carried_remainder << digit_bits) + remainder * value
         step_quotient, carried_remainder = np.divmod(product, whole)
-        carried_quotient = (carried_quotient << _DIGIT_BITS) + step_quotient
+        carried_quotient = (carried_quotient << digit_bits) + step_quotient
     return result + carried_quotient
 
 

@@ -219,7 +219,6 @@ class Engine:
         changes.tallies = dict(effects.tallies)
         self.effects = Effects()
         self._collected = self.position
-        self._evict_ended()
         return changes
 
     def unknown_vms(self, entries: Sequence[JournalEntry]) -> set[str]:
@@ -235,7 +234,7 @@ class Engine:
         """Take up sessions that the ledger holds."""
         restore(self.columns, rows, self.window_number)
 
-    def _evict_ended(self) -> None:
+    def evict_ended(self) -> None:
         """Right after a collect every row is on its way to the ledger: those of ended sessions may go."""
         columns = self.columns
         if len(columns.tails) > _ENDED_KEPT:

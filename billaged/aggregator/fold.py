@@ -194,12 +194,15 @@ def _spread(columns: Columns, bucket_ns: int, steps: Steps, crossing: NDArray[np
     part_start = np.maximum(bucket, start[step])
     part_end = np.minimum(bucket + bucket_ns, end[step])
     source = crossing[step]
-    whole = (end - start)[step][:, None]
-    amounts = steps.amounts[source]
-    until = proportion(amounts, (part_end - start[step])[:, None], whole)
-    before = proportion(amounts, (part_start - start[step])[:, None], whole)
+    # What is used up to the end of each part: everything at the last one, a proportion before.
+    until = steps.amounts[source]
+    inner = np.flatnonzero(part_end < end[step])
+    whole = (end - start)[step[inner]][:, None]
+    until[inner] = proportion(until[inner], (part_end[inner] - start[step[inner]])[:, None], whole)
     values = np.zeros((len(step), VALUES_WIDTH), dtype=np.int64)
-    values[:, :COUNTERS] = until - before
+    values[:, :COUNTERS] = until
+    later = np.flatnonzero(nth)
+    values[later, :COUNTERS] -= until[later - 1]
     values[:, MEASURED] = part_end - part_start
     values[:, MIB], values[:, REST] = memory_time(steps.previous_memory[source], values[:, MEASURED])
     return _block(columns, steps.row[source], bucket, values)

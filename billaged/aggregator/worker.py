@@ -217,8 +217,10 @@ class Aggregator:
     def flush(self) -> None:
         """Commit what was folded. Called by the thread, or before it runs."""
         began = self._clock.monotonic_nanos()
+        # Only this thread changes the engine, so it may read without the lock; evicting is a change.
+        changes = self._engine.collect()
         with self._lock:
-            changes = self._engine.collect()
+            self._engine.evict_ended()
         if changes is not None:
             self._ledger.commit(changes)
             self._ledger_position = changes.checkpoint.position

@@ -81,14 +81,17 @@ def data_dir_of(settings: Settings, given: Path | None) -> Path:
 
 
 def print_sheet(sheet: Sheet) -> None:
-    """A table on a terminal; aligned columns for a file or a pipe, where lines may be long."""
-    from billaged.reports.sheet import as_columns, as_table
+    """A table on a terminal, where it fits; aligned columns for a file or a pipe, where lines may be long."""
+    from billaged.reports.sheet import as_blocks, as_columns, as_table
 
     console = Console()
-    if console.is_terminal:
-        console.print(as_table(sheet))
-    else:
+    if not console.is_terminal:
         click.echo(as_columns(sheet))
+    elif console.measure(table := as_table(sheet)).maximum <= console.width:
+        console.print(table)
+    else:
+        # A cell folded into scraps cannot be read.
+        click.echo(as_blocks(sheet))
 
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:

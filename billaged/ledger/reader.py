@@ -18,7 +18,7 @@ from billaged.ledger.views import Gap, Grouping, LedgerPosition, Part, ReportedG
 from billaged.model.errors import StorageError
 from billaged.model.quantity import MemoryTime, Usage
 from billaged.model.records import COUNTER_FIELDS, FoldRules
-from billaged.model.time import HOUR_NANOS
+from billaged.model.time import HOUR_NANOS, INT64_MAX
 
 _LOW_BITS: Final = 32
 _LOW_MASK: Final = 2**_LOW_BITS - 1
@@ -91,7 +91,7 @@ class LedgerReader:
         for table in (t.facts, t.corrections):
             start, end = table.c.bucket_start_ns, table.c.bucket_start_ns + table.c.bucket_ns
             query = select(func.min(start), func.max(end)).where(
-                *_of(subject, table), start < at_ns, start > at_ns - _BUCKET_MAX_NANOS, end > at_ns
+                *_of(subject, table), start < at_ns, start > max(at_ns - _BUCKET_MAX_NANOS, -INT64_MAX), end > at_ns
             )
             spans += [Span(*row) for row in self._connection.execute(query) if row[0] is not None]
         if not spans:

@@ -16,7 +16,7 @@ from billaged.ledger import database
 from billaged.ledger.dump import DUMPED
 from billaged.ledger.reader import LedgerReader, reading
 from billaged.ledger.store import LedgerStore
-from billaged.model.errors import InvalidField, StorageError
+from billaged.model.errors import StorageError
 from billaged.model.records import JournalEntry
 from billaged.reports.errors import ProofFailed
 from billaged.reports.journal_file import JournalFile
@@ -62,8 +62,8 @@ def replay(data_dir: Path, into: Path | None, progress: Progress) -> Comparison:
     ``into`` keeps the fresh ledger there (it must not exist yet); None keeps it nowhere.
 
     Raises:
-        ProofFailed: the journal lacks rows, or one cannot be decoded.
-        StorageError: journal or ledger cannot be read, or the fresh one cannot be written.
+        ProofFailed: the journal lacks rows, or is another one than the ledger's.
+        StorageError: journal or ledger cannot be read, or the fresh one cannot be made.
     """
     with closing(JournalFile(data_dir / journal_file.FILE_NAME)) as journal, _place(into) as path:
         store = LedgerStore(database.open_for_writing(path), journal.journal_id)
@@ -117,10 +117,7 @@ class _Refold:
 def _entry(row: JournalRow, before: int) -> JournalEntry:
     if row.sequence != before + 1:
         raise ProofFailed(f"journal row {before + 1} is missing. 'billaged journal verify' says more.")
-    try:
-        return entry_of(row)
-    except (InvalidField, ValueError, TypeError) as error:
-        raise ProofFailed(f"journal row {row.sequence} cannot be decoded: {error}.") from error
+    return entry_of(row)
 
 
 def _check_whole(journal: JournalFile, ledger: LedgerReader) -> None:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -45,10 +46,10 @@ def as_columns(sheet: Sheet) -> str:
 
 
 def as_table(sheet: Sheet) -> Table:
-    """A table for a terminal; what is too wide is folded, never cut off."""
-    table = Table(header_style="bold")
+    """A table for a terminal that is wide enough."""
+    table = Table(header_style="bold", box=SIMPLE_HEAD)
     for column in sheet.columns:
-        table.add_column(column.heading, justify="right" if column.number else "left", overflow="fold")
+        table.add_column(column.heading, justify="right" if column.number else "left", no_wrap=True)
     for row in sheet.rows:
         # Text, not str: brackets are no markup.
         table.add_row(*map(Text, row))
@@ -56,6 +57,17 @@ def as_table(sheet: Sheet) -> Table:
         table.add_section()
         table.add_row(*map(Text, sheet.total), style="bold")
     return table
+
+
+def as_blocks(sheet: Sheet) -> str:
+    """A block of lines for each row, for a terminal too narrow for its columns; empty cells are left out."""
+    rows = [*sheet.rows] if sheet.total is None else [*sheet.rows, sheet.total]
+    width = max(len(column.heading) for column in sheet.columns)
+    blocks = []
+    for row in rows:
+        named = [(column.heading, cell) for column, cell in zip(sheet.columns, row, strict=True) if cell]
+        blocks.append("\n".join(f"{heading.ljust(width)}  {cell}" for heading, cell in named))
+    return "\n\n".join(blocks)
 
 
 def as_csv(names: Sequence[str], records: Sequence[Record]) -> str:

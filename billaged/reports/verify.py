@@ -12,7 +12,7 @@ from billaged.intake import sqlite as journal_file
 from billaged.intake.journal import JournalRow, entry_of
 from billaged.ledger import database
 from billaged.ledger.reader import reading
-from billaged.model.errors import InvalidField
+from billaged.model.errors import StorageError
 from billaged.model.records import Kind
 from billaged.reports.journal_file import JournalFile
 
@@ -49,7 +49,7 @@ def verify(data_dir: Path, progress: Progress) -> Verification:
     """Read the whole journal of a data directory. Changes nothing; a daemon may run.
 
     Raises:
-        StorageError: journal or ledger is missing or cannot be read at all.
+        StorageError: journal or ledger is missing or cannot be read.
     """
     with closing(JournalFile(data_dir / journal_file.FILE_NAME)) as journal:
         # A running daemon first appends, then folds, then prunes: asked for in this order, each bounds the next.
@@ -66,7 +66,7 @@ def verify(data_dir: Path, progress: Progress) -> Verification:
             )
         elif not pruned <= position.sequence <= found.end:
             found.problems.append(
-                f"the ledger has folded up to row {position.sequence},"
+                f"the ledger has folded up to journal row {position.sequence},"
                 f" but the journal holds {pruned + 1} to {found.end}"
             )
         return found
@@ -79,7 +79,7 @@ def _rows(journal: JournalFile, found: Verification, progress: Progress) -> Iter
     for chunk in journal.rows(0, found.end):
         for row in chunk:
             if row.sequence < expected:
-                found.bad_row(f"row {row.sequence} is still there, though rows up to {found.pruned} have left")
+                found.bad_row(f"journal row {row.sequence} is still there, though rows up to {found.pruned} have left")
             elif row.sequence > expected:
                 # Rows may have left since, while a daemon runs; those were whole when it folded them.
                 gone = max(expected, journal.pruned() + 1)
@@ -94,20 +94,25 @@ def _rows(journal: JournalFile, found: Verification, progress: Progress) -> Iter
 
 
 def _missing(first: int, last: int) -> str:
-    return f"row {first} is missing" if first == last else f"rows {first} to {last} are missing"
+    return f"journal row {first} is missing" if first == last else f"journal rows {first} to {last} are missing"
 
 
 def _check_payload(row: JournalRow, found: Verification) -> None:
     found.rows += 1
+    if not _typed(row.received_ns, row.payload):
+        found.bad_row(f"journal row {row.sequence} is damaged: a column is not of its type")
+        return
     try:
-        if not isinstance(row.received_ns, int) or not isinstance(row.payload, bytes):
-            raise ValueError("a column is not of its type")
         entry = entry_of(row)
-    except (InvalidField, ValueError, TypeError) as error:
-        # What the decoders of protobuf and JSON raise for bytes that are none of theirs.
-        found.bad_row(f"row {row.sequence} cannot be decoded: {error}")
+    except StorageError as error:
+        found.bad_row(str(error))
         return
     found.by_kind[entry.kind] += 1
     if found.first_received_ns is None:
         found.first_received_ns = row.received_ns
     found.last_received_ns = row.received_ns
+
+
+def _typed(received_ns: object, payload: object) -> bool:
+    """SQLite keeps whatever it is given; what was changed by hand may be anything."""
+    return isinstance(received_ns, int) and isinstance(payload, bytes)

@@ -55,7 +55,7 @@ def vm_record(session: Session, now_ns: int) -> Record:
 
 def vm_sheet(sessions: Sequence[Session], now_ns: int) -> Sheet:
     columns = [
-        *map(Column, ("vm", "customer", "state", "start", "", "newest sample")),
+        *map(Column, ("vm", "customer", "state", "start", "opened", "newest sample")),
         *(Column(heading, number=True) for heading in ("age", "samples", "measured", "gap", "pending")),
     ]
     return Sheet(columns, [_cells(session, now_ns) for session in sessions])

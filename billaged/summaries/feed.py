@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Collection
-from typing import Final
+from contextlib import suppress
 
 from billaged.aggregator.summary import Summary, SummaryBatch
 from billaged.model.errors import NotServing, Overloaded
 from billaged.model.quantity import ScoreWeights, Usage, resource_score
 from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary, UsageTotals
-
-
-_POLL_SECONDS: Final = 0.01
 
 
 class _Watcher:
@@ -59,6 +56,9 @@ class WatchedSummaries:
         self._lock = threading.Lock()
         self._watchers: list[_Watcher] = []
         self._ended = False
+        # Set while nobody watches.
+        self._nobody = asyncio.Event()
+        self._nobody.set()
 
     def publish(self, batch: SummaryBatch) -> None:
         with self._lock:
@@ -79,6 +79,7 @@ class WatchedSummaries:
         watcher = _Watcher(customer_ids, vm_ids, self._queue_max)
         with self._lock:
             self._watchers.append(watcher)
+        self._nobody.clear()
         try:
             while (message := await watcher.messages.get()) is not None:
                 yield message
@@ -87,6 +88,8 @@ class WatchedSummaries:
         finally:
             with self._lock:
                 self._watchers.remove(watcher)
+                if not self._watchers:
+                    self._nobody.set()
 
     async def end(self, patience_seconds: float) -> None:
         """End every stream once its watcher has read what waits for it; wait that long for them."""
@@ -95,9 +98,9 @@ class WatchedSummaries:
             watchers = list(self._watchers)
         for watcher in watchers:
             watcher.end()
-        deadline = self._loop.time() + patience_seconds
-        while self._watchers and self._loop.time() < deadline:
-            await asyncio.sleep(_POLL_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_seconds):
+                await self._nobody.wait()
 
 
 def message_of(summary: Summary, weights: ScoreWeights) -> UsageSummary:

@@ -82,7 +82,12 @@ class Fleet:
 
     def next_event(self) -> Event:
         machine = self._chooser.pick(self._machines)
-        what = self._chooser.pick(self._acts)(machine) if self._sequence else self._ruled(machine)
+        if not self._sequence:
+            what: What = self._ruled(machine)
+        elif machine.down and self._chooser.pick((True, False)):
+            what = self._started(machine)
+        else:
+            what = self._chooser.pick(self._acts)(machine)
         self._sequence += 1
         return Event(self._sequence, self._wall_ns, self._chooser.pick(CALLERS), what)
 
@@ -115,14 +120,15 @@ class Fleet:
         other = CUSTOMERS[mine == CUSTOMERS[0]]
         machine.customer_id = other
         batch = self._sampled(machine)
-        machine.customer_id = self._chooser.pick((mine, other))
+        machine.customer_id = self._chooser.pick((mine, mine, mine, other))
         return batch
 
     def _started(self, machine: Machine) -> Started:
         start_ns = self._chooser.pick((machine.some_time(self._rules),) * 12 + (1, EPOCH_NS - 400 * 24 * HOUR_NS))
         machine.starts_ns.append(start_ns)
+        machine.down = False
         machine.now_ns = max(machine.now_ns, self._chooser.pick((start_ns, machine.now_ns)))
-        owner = self._chooser.pick((machine.customer_id,) * 6 + CUSTOMERS)
+        owner = self._chooser.pick((machine.customer_id,) * 10 + CUSTOMERS)
         if self._chooser.pick((False, True)):
             # A fresh boot: the counters begin again.
             machine.before_decrease = list(machine.counters)
@@ -132,6 +138,7 @@ class Fleet:
     def _stopped(self, machine: Machine) -> Stopped:
         stop_ns = machine.some_time(self._rules)
         machine.stops_ns.append(stop_ns)
+        machine.down = self._chooser.pick((True, False))
         machine.now_ns = max(machine.now_ns, self._chooser.pick((stop_ns, machine.now_ns)))
         return Stopped(machine.vm_id, stop_ns)
 
@@ -150,9 +157,11 @@ class Fleet:
         return PossibleGap(machine.vm_id, machine.now_ns, machine.now_ns + self._chooser.pick((0, MINUTE_NS, HOUR_NS)))
 
     def _ruled(self, _: Machine) -> Rules:
+        bucket_ns = self._chooser.pick(_BUCKETS_NS)
         self._rules = Rules(
-            gap_threshold_ns=self._chooser.pick(_THRESHOLDS_NS),
-            bucket_ns=self._chooser.pick(_BUCKETS_NS),
+            # A measured step crosses many buckets, but not so many that runs get slow.
+            gap_threshold_ns=min(self._chooser.pick(_THRESHOLDS_NS), 100 * bucket_ns),
+            bucket_ns=bucket_ns,
             vanish_after_ns=HOUR_NS,
             max_cores=self._chooser.pick((256, 1, 16)),
             max_gigabytes_per_second=self._chooser.pick((50, 1)),

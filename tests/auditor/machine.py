@@ -32,6 +32,8 @@ class Machine:
         # Times of starts and stops that were sent.
         self.starts_ns: list[int] = []
         self.stops_ns: list[int] = []
+        # A stop was sent and its sender believes it: a start comes next, or a sample that contradicts it.
+        self.down = False
 
     def next_sample(self, rules: Rules) -> Sample:
         """One more sample, at or after the newest."""
@@ -66,13 +68,14 @@ class Machine:
         pick = self._chooser.pick
         known = (
             self.now_ns,
-            self.sent[-1].time_ns if self.sent else self.now_ns,
+            self.stops_ns[-1] if self.stops_ns else self.now_ns,
             self.sent[0].time_ns if self.sent else self.now_ns,
             self.starts_ns[-1] if self.starts_ns else self.now_ns,
-            self.stops_ns[-1] if self.stops_ns else self.now_ns,
+            self._chooser.pick(self.stops_ns) if self.stops_ns else self.now_ns,
+            self.sent[-1].time_ns if self.sent else self.now_ns,
             self.now_ns // rules.bucket_ns * rules.bucket_ns,
         )
-        offsets = (0, 0, 1, -1, SECOND_NS, -SECOND_NS, 7 * MINUTE_NS, -7 * MINUTE_NS)
+        offsets = (0, 0, 0, 0, 0, 0, 1, -1, SECOND_NS, -SECOND_NS, 7 * MINUTE_NS, -7 * MINUTE_NS)
         edges = (rules.gap_threshold_ns, -rules.gap_threshold_ns, rules.gap_threshold_ns + 1, 3 * HOUR_NS)
         return max(1, pick(known) + pick((*offsets, *edges)))
 
@@ -92,7 +95,7 @@ class Machine:
         mark = self.before_decrease[index]
         dull = (value, value + 1, value + 7, value + 999_999_937, value + step_ns, value + most // 3)
         kind = self._chooser.between(0, 19)
-        if kind < 15:
+        if kind < 18:
             return dull[kind % len(dull)]
         return self._chooser.pick(
             (

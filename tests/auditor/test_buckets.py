@@ -1,0 +1,150 @@
+"""Buckets by hand: how a step is spread, when a bucket closes, and what a correction is."""
+
+from __future__ import annotations
+
+from auditor.buckets import BucketClock, Part, parts_of, share
+from auditor.events import MINUTE_NS, SECOND_NS, Rules, Tick
+from auditor.journal import GIB, Journal, sample, second
+
+MINUTELY = Rules(bucket_ns=MINUTE_NS)
+
+
+def facts(journal: Journal) -> list[tuple[object, ...]]:
+    """(bucket's second, its length in s, CPU ns, MiB-seconds, measured s, samples, peak)"""
+    return [_quantities(row) for row in journal.bill().rows("facts")]
+
+
+def corrections(journal: Journal) -> list[tuple[object, ...]]:
+    """(sequence, and as a fact)"""
+    return [(row["sequence"], *_quantities(row)) for row in journal.bill().rows("corrections")]
+
+
+def _quantities(row: dict[str, int]) -> tuple[object, ...]:
+    return (
+        second(row["bucket_start_ns"]),
+        row["bucket_ns"] // SECOND_NS,
+        row["cpu_time_ns"],
+        row["memory_mib_seconds"],
+        row["measured_ns"] / SECOND_NS,
+        row["samples"],
+        row["memory_peak_bytes"],
+    )
+
+
+def test_a_step_lies_in_parts_that_meet_at_the_edges() -> None:
+    assert parts_of(5, 25, 10) == [Part(0, 5, 10), Part(10, 10, 20), Part(20, 20, 25)]
+    assert parts_of(10, 20, 10) == [Part(10, 10, 20)]
+    assert parts_of(20, 20, 10) == [Part(20, 20, 20)]
+
+
+def test_shares_are_differences_of_floors_and_sum_to_the_whole() -> None:
+    # cum(5) = 0, cum(10) = floor(7 * 5 / 20) = 1, cum(20) = floor(7 * 15 / 20) = 5, cum(25) = 7
+    assert [share(7, 5, 25, part) for part in parts_of(5, 25, 10)] == [1, 4, 2]
+    assert [share(2**62, 0, 3, part) for part in parts_of(0, 3, 2)] == [2**63 // 3, 2**62 - 2**63 // 3]
+    assert share(7, 20, 20, Part(20, 20, 20)) == 7
+
+
+def test_a_step_is_spread_and_its_samples_count_where_they_are() -> None:
+    journal = Journal(MINUTELY).samples(sample(50, memory=GIB), sample(130, cpu=7, memory=2 * GIB))
+    # 80 s: cum(60) = floor(7 * 10 / 80) = 0, cum(120) = floor(7 * 70 / 80) = 6.
+    assert facts(journal) == [
+        (0, 60, 0, 10 * 1024, 10, 1, GIB),
+        (60, 60, 6, 60 * 1024, 60, 0, 0),
+        (120, 60, 1, 10 * 1024, 10, 1, 2 * GIB),
+    ]
+
+
+def test_a_sample_on_an_edge_belongs_to_the_later_bucket() -> None:
+    journal = Journal(MINUTELY).samples(sample(0), sample(60, cpu=5, memory=3))
+    assert facts(journal) == [(0, 60, 5, 0, 60, 1, 0), (60, 60, 0, 0, 0, 1, 3)]
+
+
+def test_a_step_of_no_length_goes_to_its_own_bucket() -> None:
+    journal = Journal(MINUTELY).start(60).samples(sample(60, cpu=5))
+    assert facts(journal) == [(60, 60, 5, 0, 0, 1, 0)]
+
+
+def test_a_step_of_no_length_that_bills_nothing_makes_no_row() -> None:
+    assert facts(Journal(MINUTELY).start(60).stop(60)) == []
+    # Found at the sample after the bucket's length changed: no row of the new length, but for the 5 ns it bills.
+    assert facts(Journal(MINUTELY).samples(sample(60)).add(Rules()).start(60)) == [(60, 60, 0, 0, 0, 1, 0)]
+    billed = Journal(MINUTELY).samples(sample(60, cpu=5)).add(Rules()).start(60)
+    assert sorted(facts(billed)) == [(0, 3600, 5, 0, 0, 0, 0), (60, 60, 0, 0, 0, 1, 0)]
+
+
+def test_a_gap_keeps_its_counters_out_of_the_facts_but_not_its_sample() -> None:
+    journal = Journal().samples(sample(0), sample(3700, cpu=9, memory=4))
+    assert facts(journal) == [(0, 3600, 0, 0, 0, 1, 0), (3600, 3600, 0, 0, 0, 1, 4)]
+
+
+def test_a_bucket_closes_ten_minutes_of_ticks_after_it_was_seen_ended() -> None:
+    clock = BucketClock()
+    hour = 3600 * SECOND_NS
+    clock.tick(Tick(hour - 1, 60 * MINUTE_NS, True), hour)
+    assert clock.waited_ns == {0: 0}
+    clock.tick(Tick(hour, 4 * MINUTE_NS, True), hour)
+    # The tick that saw it does not count for it.
+    assert clock.waited_ns == {0: 4 * MINUTE_NS, hour: 0}
+    clock.tick(Tick(hour + 1, 10 * MINUTE_NS - 1, True), hour)
+    assert (clock.is_closed(-hour, hour), clock.is_closed(0, hour)) == (True, False)
+    clock.tick(Tick(hour + 2, 1, True), hour)
+    assert (clock.is_closed(0, hour), clock.is_closed(hour, hour)) == (True, False)
+    assert clock.is_closed(hour - MINUTE_NS, MINUTE_NS)
+    assert clock.waited_ns == {}
+
+
+def test_a_clock_that_steps_back_notes_no_edge_twice() -> None:
+    clock = BucketClock()
+    for time_ns in (50, 20, 50):
+        clock.tick(Tick(time_ns, 1, True), 10)
+    assert clock.waited_ns == {50: 2}
+
+
+def test_a_clock_that_steps_ahead_closes_nothing_before_ten_minutes_of_ticks() -> None:
+    journal = Journal().samples(sample(0)).tick(86_400, 60).tick(86_460, 599).samples(sample(10, cpu=3))
+    assert corrections(journal) == []
+
+
+def closed_hour() -> Journal:
+    """GiB of memory at 0 s, a stop at 100 s, and the hour is closed."""
+    return Journal().samples(sample(0, memory=GIB)).stop(100).tick(3600, 60).tick(4200, 600)
+
+
+def test_what_comes_to_a_closed_bucket_is_a_correction_beside_the_fact() -> None:
+    before = facts(closed_hour())
+    journal = closed_hour().samples(sample(3599, memory=2 * GIB), sample(3601, cpu=8, memory=GIB))
+    assert facts(journal) == [*before, (3600, 3600, 4, 2 * 1024, 1, 1, GIB)]
+    # The tail of 100 s is taken back; 0 to 3599 is a gap; then one of two seconds, and the sample at 3599.
+    assert corrections(journal) == [(6, 0, 3600, 4, -100 * 1024 + 2 * 1024, -99, 1, 2 * GIB)]
+
+
+def test_each_sequence_has_its_own_correction() -> None:
+    journal = closed_hour().stop(90).stop(50)
+    assert corrections(journal) == [
+        (6, 0, 3600, 0, -10 * 1024, -10, 0, 0),
+        (7, 0, 3600, 0, -40 * 1024, -40, 0, 0),
+    ]
+    assert journal.session()["measured_ns"] == 50 * SECOND_NS
+
+
+def test_a_correction_that_comes_to_nothing_is_a_row_of_zeros() -> None:
+    journal = closed_hour().samples(sample(200)).tick(4200, 60)
+    journal = Journal().start(0).stop(100).tick(3600, 60).tick(4200, 600).stop(50).samples(sample(100))
+    # 100 s of tail, less 50 s by the earlier stop; then the stop is contradicted and 0 to 100 s is measured.
+    assert corrections(journal) == [
+        (6, 0, 3600, 0, 0, -50, 0, 0),
+        (7, 0, 3600, 0, 0, 50, 1, 0),
+    ]
+    journal = Journal(MINUTELY).start(0).stop(100).tick(120, 60).tick(720, 600).stop(90)
+    # The first minute is taken back and billed again: it was posted to, and comes to nothing.
+    assert corrections(journal) == [(6, 0, 60, 0, 0, 0, 0, 0), (6, 60, 60, 0, 0, -10, 0, 0)]
+
+
+def test_a_fact_taken_back_stays_as_a_row_of_zeros() -> None:
+    journal = Journal(MINUTELY).start(0).stop(100).stop(30)
+    assert facts(journal) == [(0, 60, 0, 0, 30, 0, 0), (60, 60, 0, 0, 0, 0, 0)]
+
+
+def test_rules_are_in_force_from_their_record_on() -> None:
+    journal = Journal(MINUTELY).samples(sample(0), sample(30, cpu=1)).add(Rules()).samples(sample(90, cpu=3))
+    assert sorted(facts(journal)) == [(0, 60, 1, 0, 30, 2, 0), (0, 3600, 2, 0, 60, 1, 0)]
