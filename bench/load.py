@@ -150,6 +150,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(_frame(_PING, _ACK, 0, payload))
         elif kind == _WINDOW_UPDATE and of_connection:
             self._window += int.from_bytes(payload, "big")
+        elif kind == _RESET and not any(payload):
+            return  # no error: an answer came before its request was read to the end, and counts as it is
         elif kind in (_RESET, _GOAWAY):
             self._fail(f"the server ended the {'connection' if kind == _GOAWAY else 'stream'}: {payload!r}")
 

@@ -17,16 +17,13 @@ from typing import Any, NamedTuple, Self
 
 import grpc
 import httpx
+from daemon_calls import DEADLINE_SECONDS, call
 from google.protobuf.message import Message
 
 from billaged.ledger.database import open_for_reading
 from billaged.ledger.dump import dump
-from billaged.wire.billing.v1 import billing_pb2 as pb
 
 ROOT = Path(__file__).resolve().parent.parent
-DEADLINE_SECONDS = 30.0
-SECOND = 10**9
-GIB = 2**30
 
 LogLine = dict[str, Any]
 
@@ -45,7 +42,13 @@ class Ended(NamedTuple):
 
 def environment(data_dir: Path | None, settings: Mapping[str, str]) -> dict[str, str]:
     """Plaintext on loopback, any free ports; ``settings`` are names without their prefix, and win."""
-    base = {"PORT": "0", "HTTP_PORT": "0", "ADDRESS": "127.0.0.1", "TLS_MODE": "disabled", "LEDGER_FLUSH_INTERVAL": "10ms"}
+    base = {
+        "PORT": "0",
+        "HTTP_PORT": "0",
+        "ADDRESS": "127.0.0.1",
+        "TLS_MODE": "disabled",
+        "LEDGER_FLUSH_INTERVAL": "10ms",
+    }
     if data_dir is not None:
         base["DATA_DIR"] = str(data_dir)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("UNKEY_")}
@@ -106,7 +109,9 @@ class DaemonProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.kill()
 
     @property
@@ -219,17 +224,6 @@ class DaemonProcess:
         return ledger_of(self.data_dir)
 
 
-def call(
-    channel: grpc.Channel, method: str, request: Message | bytes, service: str = "billing.v1.BillingService"
-) -> Message:
-    """One RPC; bytes go as they are. Raises grpc.RpcError."""
-    payload = request if isinstance(request, bytes) else request.SerializeToString()
-    send = channel.unary_unary(
-        f"/{service}/{method}", request_serializer=None, response_deserializer=getattr(pb, f"{method}Response").FromString
-    )
-    return send(payload, timeout=DEADLINE_SECONDS)
-
-
 def is_summary(line: LogLine, **fields: object) -> bool:
     """Whether a log line is a VM's summary with these fields."""
     return line["message"] == "vm usage summary" and all(line[name] == value for name, value in fields.items())
@@ -244,37 +238,3 @@ def ledger_of(data_dir: Path | None) -> dict[str, list[tuple[Any, ...]]]:
         return dump(engine)
     finally:
         engine.dispose()
-
-
-def until(found: Callable[[], Any], what: str, within_seconds: float = DEADLINE_SECONDS) -> Any:
-    """What ``found`` gives once it is true; a short pause between two looks.
-
-    Raises:
-        DaemonFailed: it never was.
-    """
-    deadline = time.monotonic() + within_seconds
-    pause = threading.Event()
-    while not (result := found()):
-        if time.monotonic() > deadline:
-            raise DaemonFailed(f"not within {within_seconds} s: {what}")
-        pause.wait(0.01)
-    return result
-
-
-def batch(
-    vm_id: str, *times_ns: int, customer_id: str = "acme", cpu_ns_per_second: int = SECOND
-) -> pb.SendMetricsBatchRequest:
-    """A sample at each of these times; the counters grow with the time itself, memory is 1 GiB."""
-    request = pb.SendMetricsBatchRequest(vm_id=vm_id, customer_id=customer_id)
-    for time_ns in times_ns:
-        grown = time_ns % (10**15)
-        metrics = request.metrics.add(
-            cpu_time_nanos=grown * cpu_ns_per_second // SECOND,
-            memory_usage_bytes=GIB,
-            disk_read_bytes=grown // 10**6,
-            disk_write_bytes=grown // 10**7,
-            network_rx_bytes=grown // 10**5,
-            network_tx_bytes=grown // 10**8,
-        )
-        metrics.timestamp.seconds, metrics.timestamp.nanos = divmod(time_ns, SECOND)
-    return request

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import io
 import json
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -181,19 +187,8 @@ def test_vms_in_every_format(directory: Path) -> None:
         ("vm-3", "0", ""),
     ]
     header, *rows = answer(*command, "table").splitlines()
-    assert header.split() == [
-        "vm",
-        "customer",
-        "state",
-        "start",
-        "newest",
-        "sample",
-        "age",
-        "samples",
-        "measured",
-        "gap",
-        "pending",
-    ]
+    headings = ["vm", "customer", "state", "start", "opened", "newest sample", "age", "samples", "measured", "gap"]
+    assert re.split(" {2,}", header) == [*headings, "pending"]
     assert [row.split()[0] for row in rows] == ["vm-1", "vm-2", "vm-3"]
     assert [row["vm_id"] for row in lines_of(answer(*command, "csv", "--running"))] == ["vm-2", "vm-3"]
     assert [row["vm_id"] for row in lines_of(answer(*command, "csv", "--customer", "bravo"))] == ["vm-3"]
@@ -280,6 +275,39 @@ def test_a_directory_with_a_name_full_of_marks(tmp_path: Path) -> None:
     for arguments in READING:
         assert run(*arguments, "--data-dir", odd)[0] == 0
     assert list(tmp_path.iterdir()) == [odd]
+
+
+def on_a_terminal(columns: int, *arguments: str | Path) -> str:
+    """What a terminal of this width is shown; nothing else may be on it."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    command = [sys.executable, "-m", "billaged", *map(str, arguments)]
+    environment = {name: text for name, text in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    environment |= {"TERM": "xterm"}
+    with subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        received = b""
+        # EIO is how Linux says that the other end of a terminal is closed.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(ours, 65_536):
+                received += chunk
+        os.close(ours)
+        assert process.wait(60) == 0
+    return re.sub(r"\x1b\[[0-9;]*m", "", received.decode().replace("\r\n", "\n"))
+
+
+def test_a_terminal_gets_a_table_where_it_fits_and_blocks_where_not(directory: Path) -> None:
+    command = ("usage", "vm", "vm-1", "--by", "bucket", "--from", DAY, "--to", DAY, "--data-dir", directory)
+    wide = on_a_terminal(200, *command)
+    assert "──────" in wide
+    narrow = on_a_terminal(80, *command)
+    assert "──────" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
+    block, total = narrow.strip().split("\n\n")
+    assert [line.split("  ")[0] for line in block.splitlines()][:3] == ["from", "cpu", "memory mean"]
+    assert total.startswith("from          total\n")
+    for text in ("120.00 s", "1.00 GiB", "129.50"):
+        assert text in wide and text in narrow
 
 
 def test_as_a_process(directory: Path) -> None:

@@ -13,12 +13,13 @@ from report_fixtures import GIB, DataDir, at, batch, data_dir, payload_of
 from billaged.aggregator import engine as fold
 from billaged.cli.errors import exit_code
 from billaged.cli.main import billaged
+from billaged.intake import journal_file
+from billaged.intake.segments import Segments
 from billaged.ledger.database import open_for_reading
 from billaged.ledger.dump import DUMPED, dump
 from billaged.model.errors import BillagedError
 from billaged.model.records import FoldRules, Heartbeat, PossibleGap, Record, Tick, VmStarted, VmStopped
 from billaged.model.time import MINUTE_NANOS, NANOS
-from billaged.reports import journal_file
 from billaged.reports import replay as replaying
 
 MARKED = batch("marked", (at("10:00:00"), GIB, 1_000))
@@ -40,6 +41,7 @@ def records() -> list[Record]:
 
 
 RECORDS = records()
+RECEIVED_LONG_AFTER = 2**62
 
 
 @pytest.fixture
@@ -302,7 +304,25 @@ def test_many_differences_are_counted(directory: Path) -> None:
     assert "tallies: and 4 more" in out
 
 
-def test_a_journal_that_has_been_pruned_is_whole_but_cannot_be_replayed(tmp_path: Path) -> None:
+def test_rows_that_left_for_a_segment_are_replayed_from_it(tmp_path: Path) -> None:
+    made = DataDir(tmp_path)
+    made.put(*RECORDS)
+    segments = Segments(tmp_path / "segments")
+    assert segments.archive(made.journal, 0, 10, RECEIVED_LONG_AFTER) == 10
+    assert segments.archive(made.journal, 10, 14, RECEIVED_LONG_AFTER) == 14
+    made.journal.prune(14)
+    made.close()
+    code, out, err = run("journal", "replay", "--data-dir", tmp_path)
+    assert (code, err, out.splitlines()[-1]) == (0, "", "equal")
+    # A damaged one is named.
+    second = sorted((tmp_path / "segments").iterdir())[1]
+    second.write_bytes(second.read_bytes()[:-20])
+    code, _, err = run("journal", "replay", "--data-dir", tmp_path)
+    assert code == 1
+    assert str(second) in err
+
+
+def test_a_journal_whose_segments_are_missing_is_whole_but_cannot_be_replayed(tmp_path: Path) -> None:
     made = DataDir(tmp_path)
     made.put(*RECORDS)
     made.journal.prune(10)
@@ -313,7 +333,8 @@ def test_a_journal_that_has_been_pruned_is_whole_but_cannot_be_replayed(tmp_path
     kept = tmp_path / "kept.db"
     code, _, err = run("journal", "replay", "--into", kept, "--data-dir", tmp_path)
     assert code == 1
-    assert err.startswith("the journal begins after row 10")
+    assert err.startswith("no segment in ")
+    assert "holds journal row 1." in err
     # Half a ledger is not left behind.
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith("kept")]
 

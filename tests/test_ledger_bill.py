@@ -22,9 +22,24 @@ from billaged.intake.journal import JournalRow, entry_of
 from billaged.ledger.database import open_for_writing
 from billaged.ledger.dump import dump
 from billaged.ledger.store import LedgerStore
+from billaged.model.errors import SettingError
 from billaged.model.records import JournalEntry
+from billaged.settings import Settings
+
+# The most that UNKEY_BILLAGED_GAP_THRESHOLD takes.
+THRESHOLD_MAX_NS = 8 * HOUR_NS
 
 Dump = dict[str, list[tuple]]
+
+
+def within_settings(events: list[Event]) -> list[Event]:
+    """The same journal with gap thresholds that can be set: memory x time of one measured step fits 64 bits then."""
+    return [
+        event._replace(what=event.what._replace(gap_threshold_ns=min(event.what.gap_threshold_ns, THRESHOLD_MAX_NS)))
+        if isinstance(event.what, Rules)
+        else event
+        for event in events
+    ]
 
 
 def decoded(events: list[Event]) -> list[JournalEntry]:
@@ -95,19 +110,35 @@ def assert_billed_alike(events: list[Event], ledger: Dump) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(events=journals(events_max=30), seed=st.integers(0, 2**32))
 def test_the_ledger_is_the_auditors_bill(events: list[Event], seed: int) -> None:
+    events = within_settings(events)
     assert_billed_alike(events, ledger_of(events, SeededChooser(seed)))
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_ledger_is_the_auditors_bill_over_long_journals(seed: int) -> None:
-    events = seeded_journal(seed, events=250)
+    events = within_settings(seeded_journal(seed, events=250))
     assert_billed_alike(events, ledger_of(events, SeededChooser(seed + 1_000_000)))
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_fleet_of_many_machines_folds_in_large_groups_as_one_by_one(seed: int) -> None:
-    events = seeded_journal(seed + 500, events=1_500, machines=60)
+    events = within_settings(seeded_journal(seed + 500, events=1_500, machines=60))
     assert_billed_alike(events, ledger_of(events, SeededChooser(seed)))
+
+
+def test_the_longest_measured_step_with_the_most_memory_is_exact() -> None:
+    """The upper ends of the settings and of the door together, many times over: no product and no sum wraps."""
+    memory = 2**48
+    times = [EPOCH_NS + number * THRESHOLD_MAX_NS for number in range(6)]
+    batches = [Batch("vm-1", "acme", [(time_ns, memory, 0, 0, 0, 0, 0)]) for time_ns in times]
+    whats = [Rules(gap_threshold_ns=THRESHOLD_MAX_NS), *batches, Stopped("vm-1", times[-1] + THRESHOLD_MAX_NS)]
+    events = [Event(sequence, EPOCH_NS, "", what) for sequence, what in enumerate(whats, 1)]
+    ledger = ledger_of(events, SeededChooser(0))
+    assert_billed_alike(events, ledger)
+    (session,) = Bill(ledger).rows("sessions")
+    assert session["memory_mib_seconds"] == 2**28 * 6 * 8 * 3600
+    with pytest.raises(SettingError, match="GAP_THRESHOLD"):
+        Settings.load({"UNKEY_BILLAGED_GAP_THRESHOLD": "8h1s"})
 
 
 def test_a_journal_survives_its_encoding() -> None:
@@ -158,7 +189,7 @@ def test_a_stop_taken_back_after_a_restart_bills_as_if_it_had_never_been() -> No
 @pytest.mark.parametrize("table", ["sessions", "facts", "anomalies", "tallies"])
 def test_the_comparison_notices_one_changed_number(table: str) -> None:
     """The judge can say no: a ledger that is off by one nanosecond or byte is not equal."""
-    events = seeded_journal(3, events=120)
+    events = within_settings(seeded_journal(3, events=120))
     ledger = ledger_of(events, SeededChooser(3))
     assert_billed_alike(events, ledger)
     row = ledger[table][0]

@@ -22,7 +22,8 @@ from auditor.bill import Bill
 from auditor.biller import bill
 from auditor.convert import to_events, to_what
 from auditor.events import Event, Rules
-from daemon_process import DEADLINE_SECONDS, GIB, SECOND, DaemonProcess
+from daemon_calls import DEADLINE_SECONDS, GIB, SECOND
+from daemon_process import DaemonProcess
 from google.protobuf.message import Message
 
 from billaged.intake.journal import JournalRow, entry_of
@@ -71,8 +72,9 @@ class Host:
         """Boots, samples, stops, for ever. Counters begin again with each boot."""
         now_ns = time.time_ns() - FIRST_SAMPLE_AGE_NS
         while True:
-            yield "NotifyVmStarted", pb.NotifyVmStartedRequest(
-                vm_id=self.vm_id, customer_id=self.customer_id, start_time=now_ns
+            yield (
+                "NotifyVmStarted",
+                pb.NotifyVmStartedRequest(vm_id=self.vm_id, customer_id=self.customer_id, start_time=now_ns),
             )
             counters = [0] * 5
             for _ in range(chance.randint(5, 40)):
@@ -91,13 +93,15 @@ class Host:
                     metrics.timestamp.seconds, metrics.timestamp.nanos = divmod(now_ns, SECOND)
                 yield "SendMetricsBatch", request
                 if chance.random() < 0.1:
-                    yield "SendHeartbeat", pb.SendHeartbeatRequest(
-                        instance_id=f"host-{self.vm_id}", active_vms=[self.vm_id]
+                    yield (
+                        "SendHeartbeat",
+                        pb.SendHeartbeatRequest(instance_id=f"host-{self.vm_id}", active_vms=[self.vm_id]),
                     )
                 if chance.random() < 0.05:
                     pause_ns = 2 * GAP_THRESHOLD_SECONDS * SECOND
-                    yield "NotifyPossibleGap", pb.NotifyPossibleGapRequest(
-                        vm_id=self.vm_id, last_sent=now_ns, resume_time=now_ns + pause_ns
+                    yield (
+                        "NotifyPossibleGap",
+                        pb.NotifyPossibleGapRequest(vm_id=self.vm_id, last_sent=now_ns, resume_time=now_ns + pause_ns),
                     )
                     now_ns += pause_ns
             now_ns += chance.randint(0, 30) * SECOND

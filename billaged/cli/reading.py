@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+# Wider than any table.
+_ANY_WIDTH: Final = 100_000
+
 data_dir_option: Final = click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -87,10 +90,13 @@ def print_sheet(sheet: Sheet) -> None:
     console = Console()
     if not console.is_terminal:
         click.echo(as_columns(sheet))
-    elif console.measure(table := as_table(sheet)).maximum <= console.width:
+        return
+    table = as_table(sheet)
+    wanted = console.measure(table, options=console.options.update(max_width=_ANY_WIDTH)).maximum
+    if wanted <= console.width:
         console.print(table)
     else:
-        # A cell folded into scraps cannot be read.
+        # Cells cut or folded into scraps cannot be read.
         click.echo(as_blocks(sheet))
 
 

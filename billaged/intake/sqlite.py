@@ -15,7 +15,7 @@ from billaged.model.errors import DurabilityLost, StorageError
 
 FILE_NAME: Final = "journal.db"
 
-_SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE journal (
     -- AUTOINCREMENT: a pruned table would else hand out old numbers again.
@@ -59,10 +59,10 @@ class SqliteJournal:
             if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
                 raise StorageError(f"{self._path} holds tables but is no journal.", "Choose another data directory.")
             about = f"INSERT INTO about VALUES (1, '{uuid.uuid4()}', 0);"
-            connection.executescript(f"BEGIN; {_SCHEMA} {about} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
-        elif version != _SCHEMA_VERSION:
+            connection.executescript(f"BEGIN; {_SCHEMA} {about} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif version != SCHEMA_VERSION:
             raise StorageError(
-                f"the journal {self._path} has schema {version}, this version of billaged knows {_SCHEMA_VERSION}.",
+                f"the journal {self._path} has schema {version}, this version of billaged knows {SCHEMA_VERSION}.",
                 "Use the version of billaged that wrote it.",
             )
         self.journal_id, self.pruned = connection.execute("SELECT journal_id, pruned FROM about").fetchone()

@@ -10,8 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 from billaged.aggregator.engine import Engine
-from billaged.intake import sqlite as journal_file
 from billaged.intake.journal import JournalRow, entry_of
+from billaged.intake.journal_file import JournalFile
+from billaged.intake.segments import FOLDER_NAME as SEGMENTS
+from billaged.intake.segments import Segments
+from billaged.intake.sqlite import FILE_NAME
 from billaged.ledger import database
 from billaged.ledger.dump import DUMPED
 from billaged.ledger.reader import LedgerReader, reading
@@ -19,7 +22,6 @@ from billaged.ledger.store import LedgerStore
 from billaged.model.errors import StorageError
 from billaged.model.records import JournalEntry
 from billaged.reports.errors import ProofFailed
-from billaged.reports.journal_file import JournalFile
 from billaged.reports.verify import Progress
 
 # Commit when this many rows wait, so that memory stays bounded.
@@ -63,19 +65,19 @@ def replay(data_dir: Path, into: Path | None, progress: Progress) -> Comparison:
 
     Raises:
         ProofFailed: the journal lacks rows, or is another one than the ledger's.
-        StorageError: journal or ledger cannot be read, or the fresh one cannot be made.
+        StorageError: journal, segments or ledger cannot be read, or the fresh one cannot be made.
     """
-    with closing(JournalFile(data_dir / journal_file.FILE_NAME)) as journal, _place(into) as path:
+    with closing(JournalFile(data_dir / FILE_NAME)) as journal, _place(into) as path:
         store = LedgerStore(database.open_for_writing(path), journal.journal_id)
         with closing(store):
-            refold = _Refold(journal, store, progress)
+            refold = _Refold(journal, Segments(data_dir / SEGMENTS), store, progress)
             # The long way first, without holding the ledger's moment; what came meanwhile after.
             with reading(data_dir / database.FILE_NAME) as ledger:
-                _check_whole(journal, ledger)
+                _check_same(journal, ledger)
                 reached = ledger.position.sequence
             refold.go_to(reached)
             with reading(data_dir / database.FILE_NAME) as ledger:
-                _check_whole(journal, ledger)
+                _check_same(journal, ledger)
                 refold.go_to(ledger.position.sequence)
                 with reading(path) as fresh:
                     return Comparison(ledger.position.sequence, compare(ledger, fresh))
@@ -89,14 +91,15 @@ def compare(ledger: LedgerReader, fresh: LedgerReader) -> list[TableComparison]:
 class _Refold:
     """The fold, from the beginning, a stretch at a time: the daemon's own engine, without its threads."""
 
-    def __init__(self, journal: JournalFile, store: LedgerStore, progress: Progress) -> None:
+    def __init__(self, journal: JournalFile, segments: Segments, store: LedgerStore, progress: Progress) -> None:
         self._journal = journal
+        self._segments = segments
         self._store = store
         self._progress = progress
         self._engine = Engine(store.checkpoint())
 
     def go_to(self, position: int) -> None:
-        for rows in self._journal.rows(self._engine.position, position):
+        for rows in self._rows(self._engine.position, position):
             entries = [_entry(row, before) for before, row in enumerate(rows, self._engine.position)]
             if unknown := self._engine.unknown_vms(entries):
                 self._engine.restore(self._store.newest_sessions(unknown))
@@ -109,6 +112,20 @@ class _Refold:
         if self._engine.position != position:
             raise ProofFailed(f"the journal ends at row {self._engine.position}, but the ledger has folded {position}.")
 
+    def _rows(self, after: int, through: int) -> Iterator[list[JournalRow]]:
+        """What has left the journal from its segments, the rest from the journal; more may leave meanwhile."""
+        while after < through:
+            pruned = self._journal.pruned()
+            source = self._segments.read(after, min(pruned, through)) if after < pruned else None
+            begun = after
+            for rows in source or self._journal.rows(after, through):
+                if rows[0].sequence != after + 1 and self._journal.pruned() > after:
+                    break
+                yield rows
+                after = rows[-1].sequence
+            if after == begun and self._journal.pruned() <= after:
+                return
+
     def _flush(self) -> None:
         if (changes := self._engine.collect()) is not None:
             self._store.commit(changes)
@@ -120,16 +137,11 @@ def _entry(row: JournalRow, before: int) -> JournalEntry:
     return entry_of(row)
 
 
-def _check_whole(journal: JournalFile, ledger: LedgerReader) -> None:
+def _check_same(journal: JournalFile, ledger: LedgerReader) -> None:
     if ledger.position.journal_id != journal.journal_id:
         raise ProofFailed(
             f"the ledger was folded from journal {ledger.position.journal_id}, but the one beside it is"
             f" {journal.journal_id}."
-        )
-    if pruned := journal.pruned():
-        raise ProofFailed(
-            f"the journal begins after row {pruned}: what came before has left it for the segment files,"
-            " so the whole ledger cannot be computed from it. A longer UNKEY_BILLAGED_JOURNAL_RETENTION keeps more."
         )
 
 

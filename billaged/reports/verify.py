@@ -8,13 +8,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from billaged.intake import sqlite as journal_file
 from billaged.intake.journal import JournalRow, entry_of
+from billaged.intake.journal_file import JournalFile
+from billaged.intake.sqlite import FILE_NAME
 from billaged.ledger import database
 from billaged.ledger.reader import reading
 from billaged.model.errors import StorageError
 from billaged.model.records import Kind
-from billaged.reports.journal_file import JournalFile
 
 # Told how many rows of how many are done.
 Progress = Callable[[int, int], None]
@@ -51,7 +51,7 @@ def verify(data_dir: Path, progress: Progress) -> Verification:
     Raises:
         StorageError: journal or ledger is missing or cannot be read.
     """
-    with closing(JournalFile(data_dir / journal_file.FILE_NAME)) as journal:
+    with closing(JournalFile(data_dir / FILE_NAME)) as journal:
         # A running daemon first appends, then folds, then prunes: asked for in this order, each bounds the next.
         pruned = journal.pruned()
         with reading(data_dir / database.FILE_NAME) as ledger:

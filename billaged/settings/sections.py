@@ -104,9 +104,7 @@ class Storage(Section):
     journal_retention_ns: Annotated[int, Variable("JOURNAL_RETENTION"), Duration("1h", "87600h")] = 7 * DAY_NANOS
     """How long rows that are already in the ledger stay in the journal."""
 
-    archive_retention_ns: Annotated[int, Variable("ARCHIVE_RETENTION"), Duration("0s", "87600h")] = (
-        70 * DAY_NANOS
-    )
+    archive_retention_ns: Annotated[int, Variable("ARCHIVE_RETENTION"), Duration("0s", "87600h")] = 70 * DAY_NANOS
     """How long journal segments are kept once they left the journal; 0 for not at all."""
 
     min_free_bytes: Annotated[int, Variable("MIN_FREE_BYTES"), Size(0, TIB)] = 256 * MIB

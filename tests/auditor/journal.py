@@ -73,3 +73,20 @@ class Journal:
 def second(time_ns: int) -> float:
     """The way back from ``at``."""
     return (time_ns - EPOCH_SECONDS * SECOND_NS) / SECOND_NS
+
+
+Life = tuple[object, ...]
+
+
+def life(row: Named) -> Life:
+    """(ordinal, explicit, start, last, end, end kind) of a session, in nanoseconds."""
+    names = ("ordinal", "explicit", "start_ns", "last_ns", "end_ns", "end_kind")
+    return tuple(row[name] for name in names)
+
+
+def expected(
+    ordinal: int, explicit: int, start: float, last: float, end: float | None = None, kind: str = "stop"
+) -> Life:
+    """The same from seconds, to compare with."""
+    ended = (None, None) if end is None else (at(end), kind)
+    return (ordinal, explicit, at(start), at(last), *ended)

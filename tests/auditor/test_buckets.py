@@ -66,7 +66,7 @@ def test_a_step_of_no_length_goes_to_its_own_bucket() -> None:
 
 def test_a_step_of_no_length_that_bills_nothing_makes_no_row() -> None:
     assert facts(Journal(MINUTELY).start(60).stop(60)) == []
-    # Found at the sample after the bucket's length changed: no row of the new length, but for the 5 ns it bills.
+    # The start is found after the bucket's length changed: a row of the new length only for what is billed.
     assert facts(Journal(MINUTELY).samples(sample(60)).add(Rules()).start(60)) == [(60, 60, 0, 0, 0, 1, 0)]
     billed = Journal(MINUTELY).samples(sample(60, cpu=5)).add(Rules()).start(60)
     assert sorted(facts(billed)) == [(0, 3600, 5, 0, 0, 0, 0), (60, 60, 0, 0, 0, 1, 0)]
@@ -113,8 +113,9 @@ def closed_hour() -> Journal:
 def test_what_comes_to_a_closed_bucket_is_a_correction_beside_the_fact() -> None:
     before = facts(closed_hour())
     journal = closed_hour().samples(sample(3599, memory=2 * GIB), sample(3601, cpu=8, memory=GIB))
+    assert before == [(0, 3600, 0, 100 * 1024, 100, 1, GIB)]
     assert facts(journal) == [*before, (3600, 3600, 4, 2 * 1024, 1, 1, GIB)]
-    # The tail of 100 s is taken back; 0 to 3599 is a gap; then one of two seconds, and the sample at 3599.
+    # The tail of 100 s is taken back, 0 to 3599 is a gap, and the next step's first second lies here.
     assert corrections(journal) == [(6, 0, 3600, 4, -100 * 1024 + 2 * 1024, -99, 1, 2 * GIB)]
 
 
@@ -128,7 +129,6 @@ def test_each_sequence_has_its_own_correction() -> None:
 
 
 def test_a_correction_that_comes_to_nothing_is_a_row_of_zeros() -> None:
-    journal = closed_hour().samples(sample(200)).tick(4200, 60)
     journal = Journal().start(0).stop(100).tick(3600, 60).tick(4200, 600).stop(50).samples(sample(100))
     # 100 s of tail, less 50 s by the earlier stop; then the stop is contradicted and 0 to 100 s is measured.
     assert corrections(journal) == [

@@ -122,10 +122,13 @@ def damaged(table: str, column: int, change: int) -> Bill:
 @pytest.mark.parametrize(
     ("table", "column", "change", "message"),
     [
-        ("sessions", 14, 1, "measured \\+ gap"),
+        ("sessions", 3, -1, "measured \\+ gap"),
         ("sessions", 15, 1, "measured \\+ gap"),
         ("sessions", 8, 1, "= totals"),
-        ("sessions", 16, 1, "= totals"),
+        ("sessions", 16, 1, "measured \\+ gap"),
+        ("sessions", 14, 1, "= totals"),
+        ("sessions", 13, 10**9, "peak x measured"),
+        ("sessions", 5, 10**12, "start <= last <= end"),
         ("sessions", 1, 1, "count from 1"),
         ("facts", 5, 1, "= totals"),
         ("facts", 5, -1000, "negative"),

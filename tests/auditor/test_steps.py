@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from auditor.events import SECOND_NS, Rules
+from auditor.invariants import Row
 from auditor.journal import GIB, Journal, sample, second
 from auditor.meter import Meter
 
@@ -96,7 +97,9 @@ CAPPED = Rules(max_cores=2, max_gigabytes_per_second=3)
         (2**62, 2**62, (0, 0)),
     ],
 )
-def test_a_step_no_machine_could_have_run_bills_nothing_in_any_counter(cpu, disk, billed) -> None:
+def test_a_step_no_machine_could_have_run_bills_nothing_in_any_counter(
+    cpu: int, disk: int, billed: tuple[int, int]
+) -> None:
     journal = Journal(CAPPED).samples(sample(0, memory=GIB)).samples(sample(10, cpu=cpu, disk=disk))
     session = journal.session()
     assert (session["cpu_time_ns"], session["disk_read_bytes"]) == billed
@@ -151,7 +154,9 @@ def gaps(journal: Journal) -> list[tuple[object, ...]]:
     ("seconds", "measured", "gap"),
     [(900, 900 * SECOND_NS, []), (901, 0, [(100, 1001, "step", 40, 3)])],
 )
-def test_a_step_over_the_threshold_is_a_gap_whose_counters_are_billed(seconds, measured, gap) -> None:
+def test_a_step_over_the_threshold_is_a_gap_whose_counters_are_billed(
+    seconds: int, measured: int, gap: list[Row]
+) -> None:
     journal = Journal().samples(sample(0), sample(100, cpu=2, memory=GIB))
     journal.samples(sample(100 + seconds, cpu=42, memory=GIB))
     session = journal.session()
@@ -163,8 +168,9 @@ def test_a_step_over_the_threshold_is_a_gap_whose_counters_are_billed(seconds, m
 
 def test_a_gap_from_a_start_has_its_own_kind() -> None:
     assert gaps(Journal().start(0).samples(sample(901, cpu=5))) == [(0, 901, "start", 5, 3)]
-    # The first sample of an implicit session is its start too.
-    assert gaps(Journal().samples(sample(0), sample(901, cpu=5))) == [(0, 901, "start", 5, 2)]
+    # Between two samples it is a step, though the earlier be a session's start.
+    assert gaps(Journal().samples(sample(0), sample(901, cpu=5))) == [(0, 901, "step", 5, 2)]
+    assert gaps(Journal().start(0).samples(sample(0), sample(901, cpu=5))) == [(0, 901, "step", 5, 3)]
 
 
 def test_a_tail_is_measured_with_the_last_memory_or_is_a_gap_without_counters() -> None:
@@ -179,12 +185,12 @@ def test_a_tail_is_measured_with_the_last_memory_or_is_a_gap_without_counters() 
 
 
 def test_a_tail_taken_back_leaves_nothing_of_it() -> None:
-    for end in (60, 901):
+    for end, rows in ((60, []), (901, [(0, 902, "step", 8)])):
         journal = Journal().samples(sample(0, memory=GIB)).stop(end).samples(sample(end + 1, cpu=8))
         plain = Journal().samples(sample(0, memory=GIB)).samples(sample(end + 1, cpu=8))
         session, same = journal.session(), plain.session()
         assert session == same
-        assert [row[:4] for row in gaps(journal)] == [row[:4] for row in gaps(plain)]
+        assert [row[:4] for row in gaps(journal)] == [row[:4] for row in gaps(plain)] == rows
 
 
 def test_a_tail_is_taken_back_as_it_was_billed_though_the_rules_have_changed() -> None:
@@ -205,7 +211,7 @@ def test_a_tail_is_taken_back_as_it_was_billed_though_the_rules_have_changed() -
         (-901, 0, [(-901, 0, "start", 77, 3)]),
     ],
 )
-def test_a_start_found_later_bills_what_the_baseline_would_have(start, measured, gap) -> None:
+def test_a_start_found_later_bills_what_the_baseline_would_have(start: int, measured: int, gap: list[Row]) -> None:
     journal = Journal().samples(sample(0, cpu=77, memory=GIB)).start(start)
     session = journal.session()
     assert (session["explicit"], second(session["start_ns"])) == (1, start)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from billaged.intake.journal import JournalRow
+from billaged.intake.sqlite import SCHEMA_VERSION
 from billaged.model.errors import StorageError
 
-_SCHEMA_VERSION: Final = 1
 _READ_ROWS: Final = 4_096
 
 
@@ -41,10 +41,10 @@ class JournalFile:
 
     def _check_version(self) -> None:
         version = self._value("PRAGMA user_version")
-        if version != _SCHEMA_VERSION:
+        if version != SCHEMA_VERSION:
             raise StorageError(
                 f"{self.path} is no journal, or of another version: its schema is {version},"
-                f" this version of billaged knows {_SCHEMA_VERSION}."
+                f" this version of billaged knows {SCHEMA_VERSION}."
             )
 
     def pruned(self) -> int:
