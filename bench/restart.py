@@ -57,7 +57,7 @@ def restart(report: Report, size: Size) -> None:
 
 
 def _fill(path: Path, vms: int) -> None:
-    """A journal and a ledger as a daemon leaves them: every VM started and sampled twice."""
+    """A journal and a ledger as a daemon leaves them: every VM started and sampled."""
     data = DataDirectory(path)
     stores = open_stores(data)
     try:
@@ -67,8 +67,7 @@ def _fill(path: Path, vms: int) -> None:
         for first in range(0, vms, _GROUP):
             group = range(first, min(first + _GROUP, vms))
             entries = journaled.entries(Kind.STARTED, map(fleet.start, group))
-            for nth in (0, 1):
-                entries += journaled.entries(Kind.METRICS, [fleet.sample(vm, nth) for vm in group])
+            entries += journaled.entries(Kind.METRICS, [fleet.sample(vm, 0) for vm in group])
             stores.journal.append(
                 [JournalRow(entry.sequence, entry.kind, now, CALLER, entry.payload) for entry in entries]
             )

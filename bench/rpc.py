@@ -28,7 +28,7 @@ class Size(NamedTuple):
     """``rounds`` of one call for every VM in ``turns`` turns, product and baselines alternating."""
 
     vms: int = 1_000
-    rounds: int = 8
+    rounds: int = 6
     turns: int = 4
 
 

@@ -199,9 +199,9 @@ class DaemonProcess:
     # --- talking to it -----------------------------------------------------------
 
     @contextmanager
-    def channel(self) -> Iterator[grpc.Channel]:
+    def channel(self, *options: tuple[str, int]) -> Iterator[grpc.Channel]:
         # Each its own connection: gRPC would share one between channels that are alike.
-        with grpc.insecure_channel(self.grpc_address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        with grpc.insecure_channel(self.grpc_address, [("grpc.use_local_subchannel_pool", 1), *options]) as channel:
             yield channel
 
     def call(self, method: str, request: Message | bytes, service: str = "billing.v1.BillingService") -> Message:

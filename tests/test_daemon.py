@@ -127,6 +127,10 @@ def test_stats_count_what_came(daemon: DaemonProcess) -> None:
     assert after["known_vms"] == before["known_vms"] + 1
     assert after["customers"] == before["customers"] + 1
     assert after["taking_usage"] is True
+    after = until(
+        lambda: (s := daemon.stats())["journal"]["ledger_position"] >= after["journal"]["folded_position"] and s,
+        "what was folded is in the ledger",
+    )
     assert after["journal"]["position"] >= after["journal"]["ledger_position"] > before["journal"]["ledger_position"]
     assert after["journal"]["lag"] == after["journal"]["position"] - after["journal"]["ledger_position"]
     assert until(lambda: daemon.stats()["queue_depth"] == 0, "an empty queue")
@@ -154,27 +158,23 @@ def test_a_summary_line_holds_the_window_and_the_session(daemon: DaemonProcess) 
     vm_id, start_ns = new_vm(), some_seconds_ago(60)
     daemon.call("NotifyVmStarted", pb.NotifyVmStartedRequest(vm_id=vm_id, customer_id="acme", start_time=start_ns))
     sent = batch(vm_id, start_ns, start_ns + 10 * SECOND)
+    counters = ("cpu_time_nanos", "disk_read_bytes", "disk_write_bytes", "network_rx_bytes", "network_tx_bytes")
+    for index, metrics in enumerate(sent.metrics, 1):
+        for number, name in enumerate(counters, 1):
+            setattr(metrics, name, index * number * 10**6)
     daemon.call("SendMetricsBatch", sent)
     line = daemon.wait_for(lambda line: is_summary(line, vm_id=vm_id) and line["session"]["samples"] == 2, vm_id)
     assert (line["customer_id"], line["session_number"], line["final"], line["replayed"]) == ("acme", 1, False, False)
     assert line["window_start"] < line["window_end"]
     assert line["session_start"] < line["session_end"]
     assert set(line["window"]) == set(line["session"]) == USAGE_FIELDS
-    session, last = line["session"], sent.metrics[1]
+    session = line["session"]
     # An explicit start counts from zero; memory bills the ten seconds between the two samples.
-    for name in ("cpu_time_nanos", "disk_read_bytes", "disk_write_bytes", "network_rx_bytes", "network_tx_bytes"):
-        assert session[name] == _billed(name, sent), name
-    assert session["memory_peak_bytes"] == session["memory_mean_bytes"] == last.memory_usage_bytes
+    assert [session[name] for name in counters] == [2_000_000, 4_000_000, 6_000_000, 8_000_000, 10_000_000]
+    assert session["memory_peak_bytes"] == session["memory_mean_bytes"] == GIB
     assert session["memory_byte_seconds"] == 10 * GIB
     assert (session["measured_seconds"], session["gap_seconds"]) == ("10", "0")
     assert float(session["resource_score"]) > 0
-
-
-def _billed(name: str, sent: pb.SendMetricsBatchRequest) -> int:
-    """After an explicit start at the first sample: its whole value where the caps allow it, then the difference."""
-    first, last = (getattr(metrics, name) for metrics in sent.metrics)
-    cpu_time = sent.metrics[0].cpu_time_nanos
-    return last - first if cpu_time > 256 * SECOND else last
 
 
 def test_a_stop_brings_the_final_summary_at_once(daemon: DaemonProcess) -> None:
@@ -248,8 +248,9 @@ def test_watchers_get_the_summaries_they_asked_for(daemon: DaemonProcess) -> Non
 
 def test_a_watcher_that_does_not_read_is_cut_off_and_the_others_go_on(daemon: DaemonProcess) -> None:
     """Each interval it has 400 summaries waiting: soon more than its connection and its queue hold."""
-    vm_ids = [new_vm() for _ in range(400)]
-    with daemon.channel() as slow_channel, daemon.channel() as channel:
+    vm_ids = [new_vm().ljust(250, "-") for _ in range(400)]
+    # A connection that holds little: gRPC would else take megabytes for a reader who takes nothing.
+    with daemon.channel(("grpc.http2.bdp_probe", 0)) as slow_channel, daemon.channel() as channel:
         slow = Watching(slow_channel, WatchSummariesRequest(vm_ids=vm_ids))
         attentive = Watching(channel, WatchSummariesRequest(vm_ids=vm_ids))
         attentive.read()
@@ -257,7 +258,7 @@ def test_a_watcher_that_does_not_read_is_cut_off_and_the_others_go_on(daemon: Da
             f"/{BILLING}/SendMetricsBatch", response_deserializer=pb.SendMetricsBatchResponse.FromString
         )
         start_ns = some_seconds_ago(600)
-        for second in range(8):
+        for second in range(4):
             time_ns = start_ns + second * SECOND
             futures = [send.future(batch(vm_id, time_ns).SerializeToString(), timeout=20) for vm_id in vm_ids]
             # Acks go on, whatever the watcher does.

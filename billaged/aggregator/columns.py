@@ -125,9 +125,10 @@ class Columns:
         # Counters' marks, 0 for a counter that has none.
         self.mark_slot: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
         self.marks = SideTable(COUNTERS)
-        # What the first sample of an implicit session would have billed after a start.
+        # What the first sample of an implicit session would have billed after a start, and
+        # the end of the session before it.
         self.origin_slot: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
-        self.origins = SideTable(COUNTERS)
+        self.origins = SideTable(COUNTERS + 1)
         # How an ended row's tail was billed, as (bucket_ns, is_gap): ended rows are few, and soon evicted.
         self.tails: dict[int, tuple[int, bool]] = {}
         # The totals before the running interval's first usage; in the peak's place the

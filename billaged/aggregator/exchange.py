@@ -32,7 +32,8 @@ def load_vm(columns: Columns, vm_id: str) -> Vm:
     if columns.mark_slot[row] >= 0:
         vm.marks = columns.marks.values[columns.mark_slot[row]].tolist()
     if columns.origin_slot[row] >= 0:
-        vm.origin = tuple(columns.origins.values[columns.origin_slot[row]].tolist())
+        *origin, vm.previous_end_ns = columns.origins.values[columns.origin_slot[row]].tolist()
+        vm.origin = tuple(origin)
     vm.tail = Tail(*columns.tails.get(row, (0, False)))
     vm.counters = columns.total[row].tolist()
     vm.memory_byte_nanos = MemoryTime(int(columns.total_mib[row]), int(columns.total_rest[row])).byte_nanos
@@ -68,7 +69,8 @@ def store_vm(columns: Columns, vm: Vm) -> int:
     else:
         columns.tails[row] = vm.tail
     _settle(columns.marks, columns.mark_slot, row, vm.marks if any(vm.marks) else None)
-    _settle(columns.origins, columns.origin_slot, row, vm.origin)
+    origin = None if vm.origin is None else (*vm.origin, vm.previous_end_ns)
+    _settle(columns.origins, columns.origin_slot, row, origin)
     _settle(columns.windows, columns.window_slot, row, vm.window_base)
     return row
 

@@ -31,7 +31,7 @@ def _layout() -> tuple[dict[str, slice], int]:
         "last": COUNTERS,
         "marks": COUNTERS,
         "has_origin": 1,
-        "origin": COUNTERS,
+        "origin": COUNTERS + 1,
         "tail": 2,
         # The number of the window that the base is of: another one's is void.
         "window_number": 1,

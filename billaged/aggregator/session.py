@@ -64,6 +64,7 @@ class Vm:
         "ordinal",
         "origin",
         "peak_bytes",
+        "previous_end_ns",
         "running",
         "sampled",
         "samples",
@@ -90,6 +91,8 @@ class Vm:
         self.marks = [0] * COUNTERS
         # Of an implicit session: what its first sample would have billed after a start.
         self.origin: Amounts | None = None
+        # And the end of the session before it, 0 for none: its start cannot lie before that.
+        self.previous_end_ns = 0
         # How an ended session's tail was billed, so that exactly that can be taken back.
         self.tail = Tail(0, False)
         self.counters = [0] * COUNTERS
@@ -189,7 +192,7 @@ def fold_start(vm: Vm, customer_id: str, start_ns: int, context: Context) -> boo
             _record(vm, context, "late_start", start_ns, {"customer_id": customer_id})
     elif vm.explicit and start_ns == vm.start_ns:
         context.effects.tallies["duplicate_starts"] += 1
-    elif not vm.explicit and start_ns <= vm.start_ns:
+    elif not vm.explicit and vm.previous_end_ns <= start_ns <= vm.start_ns:
         _make_explicit(vm, start_ns, context)
     elif vm.running and start_ns > vm.last_ns:
         _record(vm, context, "missed_stop", start_ns, {"end_ns": vm.last_ns})
@@ -240,9 +243,11 @@ def _open(vm: Vm, customer_id: str, start_ns: int, *, explicit: bool) -> None:
 
 def _open_implicit(vm: Vm, customer_id: str, sample: Sample, context: Context) -> None:
     """An unknown VM's first sample, or another customer's: the baseline, which bills nothing."""
+    previous_end_ns = vm.end_ns if vm.ordinal else 0
     if vm.ordinal:
         _supersede(vm, context)
     _open(vm, customer_id, sample[0], explicit=False)
+    vm.previous_end_ns = previous_end_ns
     marks = list(vm.marks)
     vm.origin = _first_amounts(vm, sample)
     vm.marks = marks

@@ -165,7 +165,7 @@ class Biller:
                 self._record(sequence, 0, "late_start", newest, t, {"customer_id": start.customer_id})
         elif newest.explicit and t == newest.start_ns:
             self.books.tallies["duplicate_starts"] += 1
-        elif not newest.explicit and t <= newest.start_ns:
+        elif not newest.explicit and self._end_before(newest) <= t <= newest.start_ns:
             self._make_explicit(sequence, newest, t)
         elif newest.end_ns is None and t > newest.last_ns:
             newest.end_ns, newest.end_kind = newest.last_ns, "missed_stop"
@@ -227,6 +227,15 @@ class Biller:
         return NOTHING
 
     # Sessions
+
+    def _end_before(self, session: Session) -> int:
+        """The end of the session before this one; 0 for none."""
+        if session.ordinal == 1:
+            return 0
+        end_ns = self.sessions[session.vm_id][session.ordinal - 2].end_ns
+        if end_ns is None:
+            raise ValueError("only the newest session runs")
+        return end_ns
 
     def _newest(self, vm_id: str) -> Session | None:
         sessions = self.sessions.get(vm_id)

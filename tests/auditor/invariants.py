@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from auditor.columns import BUCKET_KEY, COLUMNS, KEY_LENGTHS
@@ -57,6 +58,8 @@ def _check_sessions(tables: Tables) -> None:
     for rows in lives.values():
         _hold("sessions", "count from 1", [row["ordinal"] for row in rows] == [*range(1, len(rows) + 1)], rows)
         _hold("sessions", "run only as the newest", all(row["end_ns"] is not None for row in rows[:-1]), rows)
+        apart = all(before["end_ns"] <= after["start_ns"] for before, after in pairwise(rows))
+        _hold("sessions", "do not overlap", apart, rows)
 
 
 def _check_signs(tables: Tables) -> None:

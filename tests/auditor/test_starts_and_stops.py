@@ -48,6 +48,22 @@ ENDED = Journal().samples(sample(10, cpu=5), sample(20, cpu=8)).stop(50).events
         pytest.param(Journal().samples(sample(10)), 3, A, [], expected(1, 1, 3, 10), id="implicit, before it"),
         pytest.param(Journal().samples(sample(10)), 10, A, [], expected(1, 1, 10, 10), id="implicit, at it"),
         pytest.param(
+            Journal().samples(sample(10)).stop(50).samples(sample(60), customer=B),
+            50,
+            B,
+            [],
+            expected(2, 1, 50, 60),
+            id="implicit, at the end of the session before it",
+        ),
+        pytest.param(
+            Journal().samples(sample(10)).stop(50).samples(sample(60), customer=B),
+            49,
+            B,
+            [(5, 0, "late_start", 2, 49, '{"customer_id":"globex"}')],
+            expected(2, 0, 60, 60),
+            id="implicit, before the end of the session before it",
+        ),
+        pytest.param(
             Journal().samples(sample(10)).stop(50),
             3,
             A,
