@@ -39,8 +39,8 @@ def test_a_stop_under_load_drains_and_gives_out_the_last_summaries(tmp_path: Pat
         tables = daemon.ledger()
         assert daemon.other_output == ""
         assert [line for line in daemon.log if line["level"] == "error"] == []
-    # Who was not acknowledged was told so in a way that says: send again.
-    assert refused <= {grpc.StatusCode.UNAVAILABLE}
+    # Who was not acknowledged was told to send again; what gRPC had not handed on yet, it cancels by itself.
+    assert refused <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     billed = {row[0] for row in tables["sessions"]}
     assert acked <= billed
     summed_up = {line["vm_id"] for line in daemon.summaries()}

@@ -213,7 +213,6 @@ def test_the_queue_must_hold_a_largest_message() -> None:
 def test_names_that_do_nothing_yet_are_accepted_and_listed() -> None:
     settings = load(**dict.fromkeys(COMING, "1"), VANISH_AFTER="2h")
     assert set(settings.not_yet) == {PREFIX + name for name in (*COMING, "VANISH_AFTER")}
-    assert settings.storage.archive_retention_ns == 0
     assert Settings().not_yet == ()
 
 

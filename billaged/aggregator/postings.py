@@ -33,44 +33,47 @@ class Postings:
     """Blocks between two flushes. All have one bucket length: a change of rules takes them first."""
 
     def __init__(self) -> None:
-        self._blocks: list[Block] = []
-        # Rows in the blocks, and how many of them are merged already.
-        self._rows = 0
-        self._merged = 0
+        # As they came, and the rows in them.
+        self._fresh: list[Block] = []
+        self._fresh_rows = 0
+        # Merged ones, each once, and the rows in them.
+        self._merged: list[Block] = []
+        self._merged_rows = 0
 
     def __len__(self) -> int:
-        return self._rows
+        return self._fresh_rows + self._merged_rows
 
     def add(self, block: Block) -> None:
-        self._blocks.append(block)
-        self._rows += len(block.row)
-        if self._rows - self._merged > _MERGE_ROWS:
-            self._blocks = [self._merge()]
-            self._rows = self._merged = len(self._blocks[0].row)
+        self._fresh.append(block)
+        self._fresh_rows += len(block.row)
+        if self._fresh_rows > _MERGE_ROWS:
+            merged = _merge(self._fresh)
+            self._merged.append(merged)
+            self._merged_rows += len(merged.row)
+            self._fresh, self._fresh_rows = [], 0
 
     def take(self) -> Block | None:
         """All of it, each (session, bucket) once; empty afterwards."""
-        block = self._merge() if self._blocks else None
-        self._blocks, self._rows, self._merged = [], 0, 0
-        return block
+        blocks = self._merged + self._fresh
+        self._fresh, self._fresh_rows, self._merged, self._merged_rows = [], 0, [], 0
+        return _merge(blocks) if blocks else None
 
-    def _merge(self) -> Block:
-        row, ordinal, customer, bucket_start, values = (
-            np.concatenate(column) for column in zip(*self._blocks, strict=True)
-        )
-        # One key: buckets begin on whole minutes. A row's sessions follow each other: a stable sort keeps them apart.
-        minute = (bucket_start - bucket_start.min()) // MINUTE_NANOS
-        order = np.argsort(minute << 32 | row, kind="stable")
-        row, ordinal, customer, bucket_start = row[order], ordinal[order], customer[order], bucket_start[order]
-        values = values.take(order, axis=0)
-        new = np.empty(len(row), dtype=np.bool_)
-        new[0] = True
-        new[1:] = (row[1:] != row[:-1]) | (ordinal[1:] != ordinal[:-1]) | (bucket_start[1:] != bucket_start[:-1])
-        starts = np.flatnonzero(new)
-        merged = np.empty((len(starts), VALUES_WIDTH), dtype=np.int64)
-        np.add.reduceat(values[:, :COUNTERS], starts, axis=0, out=merged[:, :COUNTERS])
-        merged[:, MIB], merged[:, REST] = segment_sums_memory(values[:, MIB], values[:, REST], starts)
-        merged[:, MEASURED] = np.add.reduceat(values[:, MEASURED], starts)
-        merged[:, SAMPLES] = np.add.reduceat(values[:, SAMPLES], starts)
-        merged[:, PEAK] = np.maximum.reduceat(values[:, PEAK], starts)
-        return Block(row[starts], ordinal[starts], customer[starts], bucket_start[starts], merged)
+
+def _merge(blocks: list[Block]) -> Block:
+    row, ordinal, customer, bucket_start, values = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    # One key: buckets begin on whole minutes. A row's sessions follow each other: a stable sort keeps them apart.
+    minute = (bucket_start - bucket_start.min()) // MINUTE_NANOS
+    order = np.argsort(minute << 32 | row, kind="stable")
+    row, ordinal, customer, bucket_start = row[order], ordinal[order], customer[order], bucket_start[order]
+    values = values.take(order, axis=0)
+    new = np.empty(len(row), dtype=np.bool_)
+    new[0] = True
+    new[1:] = (row[1:] != row[:-1]) | (ordinal[1:] != ordinal[:-1]) | (bucket_start[1:] != bucket_start[:-1])
+    starts = np.flatnonzero(new)
+    merged = np.empty((len(starts), VALUES_WIDTH), dtype=np.int64)
+    np.add.reduceat(values[:, :COUNTERS], starts, axis=0, out=merged[:, :COUNTERS])
+    merged[:, MIB], merged[:, REST] = segment_sums_memory(values[:, MIB], values[:, REST], starts)
+    merged[:, MEASURED] = np.add.reduceat(values[:, MEASURED], starts)
+    merged[:, SAMPLES] = np.add.reduceat(values[:, SAMPLES], starts)
+    merged[:, PEAK] = np.maximum.reduceat(values[:, PEAK], starts)
+    return Block(row[starts], ordinal[starts], customer[starts], bucket_start[starts], merged)

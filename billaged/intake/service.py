@@ -12,6 +12,8 @@ from billaged.model.errors import NotServing, Overloaded, WrongOwner
 from billaged.model.records import FoldRules, MetricsBatch, Record, Tick, VmStarted
 from billaged.wire import codec
 
+# What names a customer.
+_OWNED: Final = (MetricsBatch, VmStarted)
 # How long a request that seems to have the wrong owner waits for what came before it to be folded.
 _SETTLE_SECONDS: Final = 5.0
 _SETTLE_POLL_SECONDS: Final = 0.005
@@ -70,7 +72,7 @@ class Intake:
         validate(record, self._limits, now)
         if self._disk_full is not None:
             raise Overloaded(self._disk_full, 30.0)
-        if isinstance(record, MetricsBatch | VmStarted):
+        if isinstance(record, _OWNED):
             owner = self._fold.owner_of(record.vm_id)
             if owner != record.customer_id:
                 if owner is not None:

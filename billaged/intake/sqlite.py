@@ -51,7 +51,9 @@ class SqliteJournal:
             raise StorageError(f"{path} cannot be used as a journal: {error}.", "Restore a backup of it.") from error
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
+        connection = sqlite3.connect(
+            self._path, isolation_level=None, check_same_thread=False, timeout=30, cached_statements=_MAX_ROWS
+        )
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -72,14 +74,16 @@ class SqliteJournal:
 
     def append(self, rows: Sequence[JournalRow]) -> None:
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            start = 0
-            while start < len(rows):
-                # Many rows a statement: each statement gives up the interpreter's lock and must win it back.
-                size = min(_MAX_ROWS, 1 << ((len(rows) - start).bit_length() - 1))
-                self._connection.execute(_insert(size), tuple(chain.from_iterable(rows[start : start + size])))
-                start += size
-            self._connection.execute("COMMIT")
+            if len(rows) <= _MAX_ROWS:
+                # One statement is a transaction of its own. It gives up the interpreter's lock once,
+                # where BEGIN, parts and COMMIT would have to win it back each time.
+                self._connection.execute(_insert(len(rows)), tuple(chain.from_iterable(rows)))
+            else:
+                self._connection.execute("BEGIN IMMEDIATE")
+                for start in range(0, len(rows), _MAX_ROWS):
+                    part = rows[start : start + _MAX_ROWS]
+                    self._connection.execute(_insert(len(part)), tuple(chain.from_iterable(part)))
+                self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             # Never retried: after a failed sync the pages may be marked clean though they are not on disk.
             raise DurabilityLost(
@@ -123,6 +127,6 @@ class SqliteJournal:
         self._connection.close()
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=_MAX_ROWS)
 def _insert(rows: int) -> str:
     return f"INSERT INTO journal VALUES {', '.join(['(?, ?, ?, ?, ?)'] * rows)}"

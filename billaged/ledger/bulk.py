@@ -1,8 +1,8 @@
 """Many rows in few statements.
 
 Each statement a driver steps through gives up the interpreter's lock and must win
-it back from a busy event loop; row by row that took 20 times as long as the rows
-themselves (bench/README.md). So rows go in statements of many VALUES, in sizes that
+it back from a busy event loop; row by row that can take a hundred times as long as the
+rows themselves (bench/README.md). So rows go in statements of many VALUES, in sizes that
 are powers of two, so that the driver's statement cache holds them all.
 """
 
