@@ -107,7 +107,7 @@ def assert_billed_alike(events: list[Event], ledger: Dump) -> None:
     assert ledger == audited.dump()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(events=journals(events_max=30), seed=st.integers(0, 2**32))
 def test_the_ledger_is_the_auditors_bill(events: list[Event], seed: int) -> None:
     events = within_settings(events)

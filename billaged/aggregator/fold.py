@@ -17,11 +17,14 @@ from billaged.aggregator.arithmetic import Int64, carry_memory, memory_time, pro
 from billaged.aggregator.columns import RUNNING, TOTAL_PEAK, Columns
 from billaged.aggregator.postings import MEASURED, MIB, PEAK, REST, SAMPLES, VALUES_WIDTH, Block
 from billaged.model.records import COUNTERS, SAMPLE_WIDTH, FoldRules, MetricsBatch
-from billaged.model.time import NANOS
+from billaged.model.time import HOUR_NANOS, NANOS
 
 _TIME: Final = 0
 _MEMORY: Final = 1
 _COUNTERS: Final = 2
+# Longer measured steps (a journal may hold rules with any threshold) are folded with plain
+# integers: memory x time in 64 bits is exact up to 9 hours.
+_SPAN_MAX_NANOS: Final = 8 * HOUR_NANOS
 # Sessions with a total above this are folded with plain integers, which notice when it does not fit any more.
 _TOTAL_MAX: Final = 2**62
 
@@ -154,7 +157,7 @@ def _highest(rows: Int64) -> Int64:
 def _out_of_line(steps: Steps, rules: FoldRules, closed_through_ns: int) -> NDArray[np.bool_]:
     """Steps that are not the common case: not forward, a gap, a decrease, implausible, or into a closed bucket."""
     span = steps.time - steps.previous_time
-    bad = (span <= 0) | (span > rules.gap_threshold_ns) | (steps.amounts[:, 0] < 0)
+    bad = (span <= 0) | (span > min(rules.gap_threshold_ns, _SPAN_MAX_NANOS)) | (steps.amounts[:, 0] < 0)
     # Spans at or below the threshold are short enough that these products fit.
     allowed = np.where(bad, 0, span) + NANOS
     bad |= steps.amounts[:, 0] > rules.max_cores * allowed

@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -136,7 +137,7 @@ def _read_file(path: Path) -> Iterator[list[JournalRow]]:
                 if len(rows) == _CHUNK_ROWS:
                     yield rows
                     rows = []
-    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError) as error:
         raise StorageError(f"the segment {path} is damaged: {error}.", "Restore it from a backup.") from error
     yield rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, Final
 
 import uvicorn
@@ -87,6 +88,8 @@ class HttpServer:
             return
         self._server.config.timeout_graceful_shutdown = max(1, round(grace_seconds))
         self._server.should_exit = True
+        # Those it cuts off now are cut off on purpose: no error, and no traceback each.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await self._serving
         # uvicorn leaves here whoever did not finish in time.
         state = self._server.server_state
