@@ -128,7 +128,7 @@ def interval(report: Report, size: Size) -> None:
     report.line("plain loop over the VMs (baseline)", f"{baseline:.0f} ms")
     note = f"{ratio(median(closing), baseline)}; slowest {max(closing):.1f} ms"
     report.line("the end of the interval, median", f"{median(closing):.1f} ms", note)
-    note = "the other time the lock is held: all of them changed since the last flush"
+    note = "without the lock: all of them changed since the last flush"
     report.line("what a flush takes out, median", f"{median(collecting):.0f} ms", note)
     report.target(
         f"at most {TARGET_HELD_MILLISECONDS:.0f} ms for {vms:,} VMs",
