@@ -22,8 +22,9 @@ from billaged.aggregator.exchange import load_vm, store_vm
 from billaged.aggregator.fold import Plan, apply, plan
 from billaged.aggregator.persistence import fact_rows, restore, session_rows, superseded_row
 from billaged.aggregator.postings import Postings
-from billaged.aggregator.session import Context, Vm, fold_samples, fold_start, fold_stop
+from billaged.aggregator.session import fold_samples, fold_start, fold_stop
 from billaged.aggregator.summary import SummaryBatch, close_window, of_finals
+from billaged.aggregator.vm import Context, Vm
 from billaged.model.quantity import MemoryTime
 from billaged.model.records import (
     SAMPLE_WIDTH,

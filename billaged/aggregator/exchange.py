@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from billaged.aggregator.columns import EXPLICIT, RUNNING, SAMPLED, Columns, SideTable
-from billaged.aggregator.session import Tail, Vm
+from billaged.aggregator.vm import Tail, Vm
 from billaged.model.quantity import MemoryTime
 
 

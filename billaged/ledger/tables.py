@@ -31,6 +31,11 @@ def _text(name: str, *, key: bool = False, null: bool = False) -> Column[str]:
     return Column(name, Text, primary_key=key, nullable=null)
 
 
+def _usage() -> list[Column[int]]:
+    """What was used in a bucket, in the order of ``aggregator.changes.FACT_COLUMNS``."""
+    return [*_counters(), *_memory(), _int("measured_ns"), _int("samples"), _int("memory_peak_bytes")]
+
+
 # One row: how far the ledger has come in which journal, and who may write it.
 checkpoint: Final = Table(
     "checkpoint",
@@ -84,11 +89,7 @@ facts: Final = Table(
     _text("vm_id", key=True),
     _int("ordinal", key=True),
     _text("customer_id"),
-    *_counters(),
-    *_memory(),
-    _int("measured_ns"),
-    _int("samples"),
-    _int("memory_peak_bytes"),
+    *_usage(),
     Index("facts_by_vm", "vm_id", "bucket_start_ns"),
 )
 
@@ -102,11 +103,7 @@ corrections: Final = Table(
     _text("vm_id", key=True),
     _int("ordinal", key=True),
     _text("customer_id"),
-    *_counters(),
-    *_memory(),
-    _int("measured_ns"),
-    _int("samples"),
-    _int("memory_peak_bytes"),
+    *_usage(),
     Index("corrections_by_vm", "vm_id", "bucket_start_ns"),
 )
 
