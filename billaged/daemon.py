@@ -307,6 +307,8 @@ class Daemon:
             "customers": status.customers,
             "samples": status.samples_folded,
             "gaps": status.gaps_seen,
+            "anomalies": status.anomalies_seen,
+            "dead_letters": status.dead_letters_seen,
             "queue_depth": self._intake.in_flight,
             "queue_bytes": self._intake.in_flight_bytes,
             "taking_usage": self._intake.taking,

@@ -24,6 +24,9 @@ class DataDirectory:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
+            # A backup that was put back may have come with a wider mode.
+            for file in path.glob("*.db*"):
+                file.chmod(0o600)
             self._lock = os.open(path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StorageError(

@@ -81,6 +81,7 @@ def test_usage_of_a_vm_as_json_is_exact(directory: Path) -> None:
         "from_ns": at("00:00:00"),
         "to_ns": at("00:00:00", "2026-11-11"),
         "by": "total",
+        "score_weights": {"cpu_second": "1.0", "memory_gb": "0.5", "disk_mb": "0.3"},
         "total": {
             "cpu_time_ns": 120 * NANOS,
             "memory_mean_bytes": GIB,

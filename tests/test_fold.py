@@ -14,7 +14,7 @@ from billaged.aggregator.engine import Engine
 from billaged.ledger.database import open_for_writing
 from billaged.ledger.dump import dump
 from billaged.ledger.store import LedgerStore
-from billaged.model.quantity import REST_PER_MIB_SECOND, MemoryTime, Usage
+from billaged.model.quantity import REST_PER_MIB_SECOND, MemoryTime, ScoreWeights, Usage, resource_score
 from billaged.model.records import FoldRules, JournalEntry, Kind, MetricsBatch, Record, Tick, VmStarted, VmStopped
 from billaged.model.time import HOUR_NANOS, MINUTE_NANOS, NANOS
 
@@ -190,6 +190,30 @@ def test_sums_over_summaries_are_the_session() -> None:
     assert sessions
     for key, session in sessions.items():
         assert windows[key] == session, key
+
+
+def test_a_step_longer_than_its_window_scores_its_memory_no_higher_than_its_mean() -> None:
+    """Samples every five minutes, summaries every one: 4 GiB are 4 GiB, not 20, and the peak is no lower."""
+    fold = Engine(Checkpoint())
+    tick = Tick(EPOCH + 240 * NANOS, MINUTE_NANOS, True)
+    last = Tick(EPOCH + 300 * NANOS, MINUTE_NANOS, True)
+    records = (batch("vm", (0, 4 * GIB)), tick, batch("vm", (300, GIB)), last)
+    *_, summaries = fold.fold(entries_of(*records))
+    (summary,) = summaries.rows()
+    assert summary.window.measured_ns == 5 * MINUTE_NANOS
+    assert resource_score(summary.window, MINUTE_NANOS, ScoreWeights()) == 2
+    assert summary.window.memory_mean_bytes == summary.window.memory_peak_bytes == 4 * GIB
+
+
+def test_the_example_of_the_semantics_page() -> None:
+    usage = Usage(
+        cpu_time_ns=60 * NANOS,
+        disk_read_bytes=100 * 2**20,
+        memory_byte_nanos=4 * GIB * 10 * MINUTE_NANOS,
+        measured_ns=10 * MINUTE_NANOS,
+        gap_ns=10 * MINUTE_NANOS,
+    )
+    assert resource_score(usage, 20 * MINUTE_NANOS, ScoreWeights()) == 91
 
 
 def test_memory_time_is_exact_up_to_its_bounds() -> None:

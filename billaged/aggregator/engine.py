@@ -65,6 +65,8 @@ class Engine:
         # What was folded since the engine began, for operators; the ledger's tallies are for ever.
         self.samples_folded = 0
         self.gaps_seen = 0
+        self.anomalies_seen = 0
+        self.dead_letters_seen = 0
 
     # --- folding -----------------------------------------------------------------
 
@@ -120,6 +122,8 @@ class Engine:
             effects = Effects()
             _dead_letter(effects, entries[0], "fold_failed")
         self.samples_folded += effects.tallies["samples"]
+        self.anomalies_seen += len(effects.anomalies)
+        self.dead_letters_seen += len(effects.dead_letters)
         self.gaps_seen += sum(gap is not None for gap in effects.gaps.values())
         if effects.finals:
             summaries.extend(of_finals(effects.finals, self.window_start_ns, replayed=replayed))

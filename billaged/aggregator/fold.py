@@ -222,6 +222,7 @@ def apply(columns: Columns, planned: Plan) -> None:
     rows = steps.row[starts]
     columns.open_windows(rows)
     amounts, mib, rest, peak = steps.amounts, planned.mib, planned.rest, steps.memory
+    held = steps.previous_memory
     time, memory, counters = steps.time, steps.memory, steps.counters
     if len(rows) == len(steps.row):
         columns.samples[rows] += 1
@@ -231,6 +232,7 @@ def apply(columns: Columns, planned: Plan) -> None:
         amounts = np.add.reduceat(amounts, starts, axis=0)
         mib, rest = segment_sums_memory(mib, rest, starts)
         peak = np.maximum.reduceat(peak, starts)
+        held = np.maximum.reduceat(held, starts)
         time, memory, counters = time[last], memory[last], counters[last]
     columns.total[rows] = columns.total.take(rows, axis=0) + amounts
     total_mib = columns.total_mib[rows] + mib
@@ -239,7 +241,8 @@ def apply(columns: Columns, planned: Plan) -> None:
     columns.total_mib[rows], columns.total_rest[rows] = total_mib, total_rest
     columns.peak[rows] = np.maximum(columns.peak[rows], peak)
     windows, slots = columns.windows.values, columns.window_slot[rows]
-    windows[slots, TOTAL_PEAK] = np.maximum(windows[slots, TOTAL_PEAK], peak)
+    # What a window's steps held counts for its peak too, so that no mean is above it.
+    windows[slots, TOTAL_PEAK] = np.maximum(windows[slots, TOTAL_PEAK], np.maximum(peak, held))
 
     columns.last_time[rows] = time
     columns.memory[rows] = memory

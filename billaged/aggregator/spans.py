@@ -37,6 +37,8 @@ def bill_measured(
 ) -> None:
     """Spread a measured span over the buckets it spans; sign -1 takes it back (it then has no amounts)."""
     span_ns = end_ns - start_ns
+    if span_ns and sign > 0:
+        vm.window_base[-1] = max(vm.window_base[-1], memory_bytes)
     vm.memory_byte_nanos += sign * memory_bytes * span_ns
     if not span_ns:
         if any(amounts):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from billaged.aggregator.changes import LedgerWriter
+from billaged.aggregator.changes import ANOMALY_COLUMNS, DEAD_LETTER_COLUMNS, LedgerChanges, LedgerWriter
 from billaged.aggregator.columns import RUNNING
 from billaged.aggregator.engine import Engine
 from billaged.aggregator.summary import SummarySink
@@ -44,6 +44,8 @@ class AggregatorStatus(NamedTuple):
     ledger_position: int
     samples_folded: int
     gaps_seen: int
+    anomalies_seen: int
+    dead_letters_seen: int
     queued_entries: int
     closed_through_ns: int
 
@@ -160,6 +162,8 @@ class Aggregator:
                 self._ledger_position,
                 engine.samples_folded,
                 engine.gaps_seen,
+                engine.anomalies_seen,
+                engine.dead_letters_seen,
                 self._queued,
                 engine.clock.closed_through_ns,
             )
@@ -223,6 +227,17 @@ class Aggregator:
             self._engine.evict_ended()
         if changes is not None:
             self._ledger.commit(changes)
+            _tell_of_trouble(changes)
             self._ledger_position = changes.checkpoint.position
         ended = self._clock.monotonic_nanos()
         self._flush_due_ns = ended + max(self._flush_interval_ns, _FLUSH_REST * (ended - began))
+
+
+def _tell_of_trouble(changes: LedgerChanges) -> None:
+    """One line a flush for what somebody may ask about; the ledger has each of them."""
+    kinds = Counter(row[ANOMALY_COLUMNS.index("kind")] for row in changes.anomalies)
+    if kinds:
+        _log.warning("anomalies recorded", extra={"kinds": dict(kinds)})
+    reasons = Counter(row[DEAD_LETTER_COLUMNS.index("reason")] for row in changes.dead_letters)
+    if reasons:
+        _log.warning("requests that could not be placed are kept as dead letters", extra={"reasons": dict(reasons)})

@@ -19,6 +19,8 @@ def serve() -> None:
         UNKEY_BILLAGED_TLS_MODE=disabled UNKEY_BILLAGED_ADDRESS=127.0.0.1 \\
         UNKEY_BILLAGED_DATA_DIR=./var billaged serve
     """
+    # gRPC's core writes lines of its own beside the log, one for each failed handshake.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from billaged import daemon
     from billaged.settings import Settings
     from billaged.telemetry import logs

@@ -34,7 +34,8 @@ def usage() -> None:
     'gap' is time that was not measured: its memory is not in the numbers, its CPU time,
     disk and network are (their total is known, their times are not; 'cpu in gap' says
     how much). The score's memory is the mean over the time that was measured or a gap;
-    a customer's score is the sum of its VMs'.
+    a customer's score is the sum of its VMs'. So the scores of buckets and sessions do
+    not add up to the total's. Its weights are those of UNKEY_BILLAGED_SCORE_* here.
     """
 
 

@@ -91,8 +91,10 @@ class ProcessSource:
     def _matching(self) -> Iterator[Identity]:
         if self._pattern is None:
             return
+        # The pattern stands in the agent's own command line, and in those of what started it (sudo, timeout, a shell).
+        own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
         for process in psutil.process_iter():
-            if process.pid == os.getpid():  # the pattern stands in the agent's own command line
+            if process.pid in own:
                 continue
             try:
                 command = " ".join(process.cmdline())

@@ -85,9 +85,12 @@ class ScoreWeights:
 def resource_score(usage: Usage, window_ns: int, weights: ScoreWeights) -> Decimal:
     """``cpu_seconds * 1.0 + memory_GB * 0.5 + disk_MB * 0.3``, six decimals, half away from zero.
 
-    Memory is its mean over the whole window (GB = 2**30 bytes), disk is read plus
-    written (MB = 2**20 bytes). An empty window has no mean: its memory counts nothing.
+    Memory is its mean over the whole window (GB = 2**30 bytes), or, where more time than that
+    was folded in it, over that time: a step can be longer than the window it is folded in, and
+    its memory is never more than its mean. Disk is read plus written (MB = 2**20 bytes). An
+    empty window has no mean: its memory counts nothing.
     """
+    window_ns = max(window_ns, usage.measured_ns + usage.gap_ns)
     multiply, divide, add = _CONTEXT.multiply, _CONTEXT.divide, _CONTEXT.add
     cpu_seconds = divide(Decimal(usage.cpu_time_ns), Decimal(NANOS))
     disk_mb = divide(Decimal(usage.disk_read_bytes + usage.disk_write_bytes), Decimal(MIB))

@@ -24,9 +24,10 @@ def human_bytes(amount: int) -> str:
 
 
 def human_duration(nanos: int) -> str:
-    """``59m3s``: whole seconds, but for less than one."""
-    if abs(nanos) >= NANOS:
-        nanos = (nanos + NANOS // 2) // NANOS * NANOS
+    """``59m3s``: whole seconds; below one, milliseconds; below that, as it is."""
+    for unit in (NANOS, 1_000_000):
+        if abs(nanos) >= unit:
+            return format_duration((nanos + unit // 2) // unit * unit)
     return format_duration(nanos)
 
 

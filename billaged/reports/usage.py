@@ -44,6 +44,8 @@ class UsageReport(NamedTuple):
     by: By
     lines: list[UsageLine]
     total: UsageLine
+    # What the scores were computed with: they are the reader's settings, not the ledger's.
+    weights: ScoreWeights
 
 
 class _Item(NamedTuple):
@@ -76,7 +78,7 @@ def usage_report(reader: LedgerReader, subject: Subject, span: Span, by: By, wei
         lines = _by_session(reader, subject, span, gaps, weights)
     elif by == "bucket":
         lines = _by_bucket(reader, subject, span, gaps, weights)
-    return UsageReport(subject, span, by, lines, total)
+    return UsageReport(subject, span, by, lines, total, weights)
 
 
 def gap_part(gap: Gap, span: Span) -> Usage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Final
 
 from billaged.ledger.views import Span
@@ -47,6 +48,7 @@ def usage_json(report: UsageReport) -> str:
         "from_ns": report.span.from_ns,
         "to_ns": report.span.to_ns,
         "by": report.by,
+        "score_weights": {name: str(weight) for name, weight in asdict(report.weights).items()},
     }
     total = {**_exact(report.total), **_readable(report.total)}
     if report.by == "total":
