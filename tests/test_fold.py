@@ -192,6 +192,18 @@ def test_sums_over_summaries_are_the_session() -> None:
         assert windows[key] == session, key
 
 
+def test_a_thousand_stops_at_once_are_one_batch_of_final_summaries() -> None:
+    """However they were received: a batch for each moment would take a second to make, and fill the queue."""
+    fold = Engine(Checkpoint())
+    entries = entries_of(*(batch(f"vm-{n}", (0, GIB)) for n in range(1_000)))
+    fold.fold(entries)
+    stops = entries_of(*(VmStopped(f"vm-{n}", EPOCH + MINUTE_NANOS) for n in range(1_000)))
+    (summaries,) = fold.fold([stop._replace(received_ns=EPOCH + stop.sequence) for stop in stops])
+    assert len(summaries) == 1_000
+    assert summaries.final.all()
+    assert summaries.window_end_ns == EPOCH + 1_000
+
+
 def test_a_step_longer_than_its_window_scores_its_memory_no_higher_than_its_mean() -> None:
     """Samples every five minutes, summaries every one: 4 GiB are 4 GiB, not 20, and the peak is no lower."""
     fold = Engine(Checkpoint())

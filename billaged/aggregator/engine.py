@@ -126,7 +126,7 @@ class Engine:
         self.dead_letters_seen += len(effects.dead_letters)
         self.gaps_seen += sum(gap is not None for gap in effects.gaps.values())
         if effects.finals:
-            summaries.extend(of_finals(effects.finals, self.window_start_ns, replayed=replayed))
+            summaries.append(of_finals(effects.finals, self.window_start_ns, replayed=replayed))
             effects.finals.clear()
         self.effects.absorb(effects)
 

@@ -131,29 +131,23 @@ def close_window(columns: Columns, window_start_ns: int, window_end_ns: int, *, 
     return batch
 
 
-def of_finals(finals: Sequence[FinalSummary], window_start_ns: int, *, replayed: bool) -> list[SummaryBatch]:
-    """The summaries of sessions that ended, one batch for each moment."""
-    batches = []
-    for window_end_ns in sorted({final.window_end_ns for final in finals}):
-        these = [final for final in finals if final.window_end_ns == window_end_ns]
-        totals = np.array([final.totals for final in these], dtype=np.int64)
-        base = np.array([final.window_base for final in these], dtype=np.int64)
-        batches.append(
-            SummaryBatch(
-                window_start_ns,
-                window_end_ns,
-                replayed,
-                [final.vm_id for final in these],
-                [final.customer_id for final in these],
-                [final.ordinal for final in these],
-                np.array([final.session_start_ns for final in these], dtype=np.int64),
-                np.array([final.session_end_ns for final in these], dtype=np.int64),
-                np.ones(len(these), dtype=np.bool_),
-                _difference(totals, base),
-                totals,
-            )
-        )
-    return batches
+def of_finals(finals: Sequence[FinalSummary], window_start_ns: int, *, replayed: bool) -> SummaryBatch:
+    """The summaries of sessions that ended, folded together: their window ends when the last of them was received."""
+    totals = np.array([final.totals for final in finals], dtype=np.int64)
+    base = np.array([final.window_base for final in finals], dtype=np.int64)
+    return SummaryBatch(
+        window_start_ns,
+        max(final.window_end_ns for final in finals),
+        replayed,
+        [final.vm_id for final in finals],
+        [final.customer_id for final in finals],
+        [final.ordinal for final in finals],
+        np.array([final.session_start_ns for final in finals], dtype=np.int64),
+        np.array([final.session_end_ns for final in finals], dtype=np.int64),
+        np.ones(len(finals), dtype=np.bool_),
+        _difference(totals, base),
+        totals,
+    )
 
 
 def _difference(totals: Int64, base: Int64) -> Int64:
