@@ -13,15 +13,21 @@ import gc
 import json
 import signal
 import sys
+import time
 from typing import Any
 
 import grpc
 import grpc.aio
 import uvloop
 
+from billaged.doors.connections import Connections
+from billaged.doors.gate import Gate
 from billaged.doors.grpc_server import GrpcDoor
+from billaged.doors.rate import Limiter
+from billaged.identity.policy import Policy
 from billaged.model.records import Record
 from billaged.settings import Grpc
+from billaged.telemetry.audit import Audit
 from billaged.wire.billing.v1 import billing_pb2 as pb
 
 SERVICE = "billing.v1.BillingService"
@@ -37,6 +43,14 @@ class _YesIntake:
 class _NoFeed:
     def watch(self, customer_ids: object, vm_ids: object) -> Any:
         raise NotImplementedError("nobody watches a baseline")
+
+
+def _open_gate() -> Gate:
+    policy = Policy.everything()
+    limiter = Limiter(0, 0, monotonic_nanos=time.monotonic_ns)
+    connections = Connections(0, still_open=set, monotonic_nanos=time.monotonic_ns)
+    owners: Any = None  # nobody asks where there are no limits
+    return Gate(lambda: policy, limiter, connections, Audit(time.monotonic_ns), owners)
 
 
 def _raw() -> Any:
@@ -61,7 +75,7 @@ async def _serve(handler: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     if handler == "door":
-        door = GrpcDoor(_YesIntake(), _NoFeed(), Grpc(port=0, address="127.0.0.1"))
+        door = GrpcDoor(_YesIntake(), _NoFeed(), Grpc(port=0, address="127.0.0.1"), _open_gate())
         port = await door.start()
         end: Any = door.stop
     else:

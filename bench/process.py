@@ -82,6 +82,9 @@ def daemon(directory: Path) -> Any:
         "UNKEY_BILLAGED_HTTP_PORT": "0",
         "UNKEY_BILLAGED_DATA_DIR": str(directory / "data"),
         "UNKEY_BILLAGED_LOG_FORMAT": "json",
+        # The load of a whole fleet comes from one address here.
+        "UNKEY_BILLAGED_REQUESTS_PER_SECOND": "0",
+        "UNKEY_BILLAGED_SAMPLES_PER_SECOND": "0",
     }
     return _server(["-m", "billaged", "serve"], directory, environment, _daemon_ports)
 

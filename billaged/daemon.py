@@ -17,7 +17,6 @@ import os
 import signal
 import threading
 import time
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from billaged import __version__
@@ -25,9 +24,8 @@ from billaged.aggregator.worker import Aggregator
 from billaged.directory import DataDirectory
 from billaged.doors.connect import ConnectDoor
 from billaged.doors.grpc_server import GrpcDoor
+from billaged.doors.http_admission import HttpAdmission
 from billaged.doors.watchers import Watchers
-from billaged.identity.caller import caller_of
-from billaged.identity.tls import server_tls
 from billaged.intake.clock import ClockWatch
 from billaged.intake.journal import entry_of
 from billaged.intake.segments import FOLDER_NAME as SEGMENTS
@@ -38,13 +36,15 @@ from billaged.intake.writer import JournalWriter
 from billaged.model.errors import StartError
 from billaged.model.records import Tick
 from billaged.model.time import MINUTE_NANOS, NANOS, format_duration
+from billaged.security import Security
 from billaged.settings import Settings
 from billaged.storage import Stores, open_stores
 from billaged.summaries.broadcast import Broadcast
 from billaged.summaries.feed import WatchedSummaries
 from billaged.summaries.log import SummaryLog
+from billaged.telemetry.systemd import ServiceManager
 from billaged.web.app import State, http_app
-from billaged.web.server import HttpServer, check_plaintext
+from billaged.web.server import HttpServer
 
 _log = logging.getLogger("billaged.daemon")
 
@@ -71,13 +71,18 @@ class SystemClock:
 class Daemon:
     """One daemon, from its stores to its doors. Built and run on the event loop."""
 
-    def __init__(self, settings: Settings, directory: DataDirectory | None, *, readable_log: bool) -> None:
-        """
+    def __init__(
+        self, settings: Settings, security: Security, directory: DataDirectory | None, *, readable_log: bool
+    ) -> None:
+        """``security`` has been started; the daemon stops it.
+
         Raises:
             StartError: something that it needs cannot be used; the message says what to do.
         """
         self._settings = settings
+        self._security = security
         self._directory = directory
+        self._service_manager = ServiceManager()
         self._clock = SystemClock()
         self._loop = asyncio.get_running_loop()
         self._started_ns = self._clock.monotonic_nanos()
@@ -85,10 +90,6 @@ class Daemon:
         self._fatal: BaseException | None = None
         self._stopping = False
 
-        check_plaintext(settings.tls, settings.http)
-        tls = server_tls(settings.tls, datetime.now(UTC))
-        for warning in tls.warnings:
-            _log.warning(warning)
         self._stores: Stores = open_stores(directory)
         weights = settings.score.weights()
         self._feed = WatchedSummaries(self._loop, weights, settings.grpc.watcher_queue_max)
@@ -124,9 +125,15 @@ class Daemon:
             settings.aggregation.max_vms,
         )
         watchers = Watchers(self._feed, settings.grpc.watchers_max)
-        self._grpc = GrpcDoor(self._intake, watchers, settings.grpc, tls.credentials, caller_of(tls))
-        self._connect = ConnectDoor(self._intake, watchers, settings.grpc)
-        self._http = HttpServer(http_app(self._connect, self._state, self._stats), settings.http)
+        self._grpc = GrpcDoor(self._intake, watchers, settings.grpc, security.gate("grpc", self._intake))
+        admit = HttpAdmission(security.gate("http", self._intake), security.http_caller())
+        self._connect = ConnectDoor(self._intake, watchers, settings.grpc, admit)
+        self._http = HttpServer(
+            http_app(self._connect, self._state, self._stats, admit),
+            settings.http,
+            security.keeper if security.https else None,
+            settings.grpc.handshake_timeout_ns / NANOS,
+        )
 
     # --- life --------------------------------------------------------------------
 
@@ -138,22 +145,40 @@ class Daemon:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._security.reload)
+        starting = asyncio.create_task(self._start())
+        stopping = asyncio.create_task(self._stop.wait())
         try:
-            await self._start()
-            ticks = asyncio.create_task(self._tick())
-            disk = asyncio.create_task(self._watch_disk())
-            archive = asyncio.create_task(self._archive())
-            for task in (ticks, disk, archive):
-                task.add_done_callback(self._chore_ended)
-            await self._stop.wait()
-            for task in (ticks, disk, archive):
-                task.cancel()
+            # A start may wait for an identity for minutes; a stop need not wait for that.
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                await self._serve(stopping)
         finally:
+            for task in (starting, stopping):
+                task.cancel()
+            await asyncio.gather(starting, stopping, return_exceptions=True)
             await self._shut_down()
         if self._fatal is not None:
             if isinstance(self._fatal, StartError):
                 raise self._fatal
             raise StartError(f"billaged stopped on an unexpected error: {self._fatal!r}") from self._fatal
+
+    async def _serve(self, stopping: asyncio.Task[bool]) -> None:
+        chores = [
+            asyncio.create_task(chore)
+            for chore in (
+                self._tick(),
+                self._watch_disk(),
+                self._archive(),
+                self._security.watch(self._set_serving),
+            )
+        ]
+        for task in chores:
+            task.add_done_callback(self._chore_ended)
+        await stopping
+        for task in chores:
+            task.cancel()
 
     async def _start(self) -> None:
         self._aggregator.load()
@@ -170,9 +195,16 @@ class Daemon:
         self._writer.start()
         if self._aggregator.rules != (rules := self._settings.aggregation.fold_rules()):
             self._intake.submit_own(rules)
-        grpc_port = await self._grpc.start()
-        http_port = await self._http.start()
+        # Health is told while there is no identity yet, where that needs none.
+        http_port = None if self._security.https else await self._http.start()
+        await self._security.wait(self._service_manager.waiting)
+        grpc_port = await self._grpc.start(self._security.grpc_credentials(), self._security.grpc_caller())
+        if http_port is None:
+            http_port = await self._http.start()
+        self._security.listens("grpc", grpc_port)
+        self._security.listens("http", http_port)
         self._intake.open()
+        self._service_manager.ready(f"serving gRPC on port {grpc_port}, HTTP on port {http_port}")
         _calm_collector()
         _log.info(
             "serving",
@@ -187,6 +219,7 @@ class Daemon:
 
     async def _shut_down(self) -> None:
         self._stopping = True
+        self._service_manager.stopping()
         if self._intake.serving:
             _log.info("stopping")
         # Whatever hangs must not keep the process: what was acknowledged is durable already.
@@ -207,6 +240,7 @@ class Daemon:
         await asyncio.gather(self._grpc.stop(_GRACE_SECONDS), self._http.stop(_GRACE_SECONDS))
         self._connect.close()
         self._stores.close()
+        await asyncio.to_thread(self._security.stop)
         deadline.cancel()
         if was_serving:
             _log.info("stopped")
@@ -292,7 +326,15 @@ class Daemon:
     def _state(self) -> State:
         if self._stopping:
             return "stopping"
+        if self._security.unusable() is not None:
+            return "expired"
         return "ok" if self._intake.serving else "starting"
+
+    async def _set_serving(self) -> None:
+        """Health says no while the daemon's own certificate is not good any more."""
+        unusable = self._security.unusable()
+        self._service_manager.status(unusable or "serving")
+        await self._grpc.set_serving(serving=unusable is None)
 
     def _uptime_seconds(self) -> float:
         return (self._clock.monotonic_nanos() - self._started_ns) / NANOS
@@ -321,6 +363,7 @@ class Daemon:
                 "groups_committed": self._writer.groups,
             },
             "summaries_dropped": self._broadcast.dropped,
+            "security": self._security.status(),
             "uptime_seconds": round(self._uptime_seconds(), 3),
         }
 
@@ -348,6 +391,9 @@ def serve(settings: Settings, *, readable_log: bool) -> None:
     os.umask(0o077)
     for name in settings.not_yet:
         _log.warning("%s is set, but does nothing in this version", name)
+    # First of all: nothing is made or opened for a daemon that could not prove who it is.
+    security = Security(settings, SystemClock())
+    security.start()
     directory = None
     if settings.storage.store == "memory":
         _log.warning("UNKEY_BILLAGED_STORE=memory: nothing is written to disk, all usage is lost at the end")
@@ -355,7 +401,7 @@ def serve(settings: Settings, *, readable_log: bool) -> None:
         directory = DataDirectory(settings.storage.data_dir)
 
     async def live() -> None:
-        await Daemon(settings, directory, readable_log=readable_log).run()
+        await Daemon(settings, security, directory, readable_log=readable_log).run()
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import subprocess
 import sys
@@ -15,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from google.protobuf import duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from tls_material import Authority, Pair
 
 from billaged.client.backoff import Backoff
 from billaged.client.channel import BillingClient, Target
@@ -30,6 +26,9 @@ from billaged.client.courier import Courier
 from billaged.client.methods import METHODS, SERVICE
 from billaged.client.readings import Reading, metrics_record
 from billaged.client.spool import Spool
+from billaged.client.tls import TlsFiles
+from billaged.identity.caller import Caller
+from billaged.model.errors import Unauthenticated
 from billaged.model.time import NANOS
 from billaged.wire.billing.v1 import billing_pb2 as pb
 
@@ -65,8 +64,12 @@ class BillingServer:
     def __init__(self) -> None:
         self.taken: list[Message] = []
         self.attempts = 0
+        self.leaves: set[bytes] = set()  # the certificates that callers have shown, PEM
+        self.caller: Caller | None = None  # proves who calls, with each call, as the daemon does
+        self._proving = threading.Lock()
         self.judge: Judge = lambda _: None
         self.retry_delay_seconds: int | None = None
+        self.trailing: tuple[tuple[str, bytes], ...] = ()  # metadata of a refusal
         self.port = 0
         self._server: grpc.Server | None = None
 
@@ -79,9 +82,11 @@ class BillingServer:
         """What was taken, without heartbeats."""
         return [message for message in self.taken if not isinstance(message, pb.SendHeartbeatRequest)]
 
-    def start(self, credentials: grpc.ServerCredentials | None = None) -> None:
+    def start(
+        self, credentials: grpc.ServerCredentials | None = None, options: tuple[tuple[str, Any], ...] = ()
+    ) -> None:
         """On a free port, and after a stop on the same one again."""
-        self._server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0), *options])
         handlers = {
             method.name: grpc.unary_unary_rpc_method_handler(
                 self._answer(method.response), method.request.FromString, method.response.SerializeToString
@@ -103,6 +108,8 @@ class BillingServer:
     def _answer(self, response: type[Message]) -> Callable[[Any, grpc.ServicerContext], Message]:
         def answer(request: Message, context: grpc.ServicerContext) -> Message:
             self.attempts += 1
+            self.leaves.update(context.auth_context().get("x509_pem_cert", ()))
+            self._prove(context)
             if (refusal := self.judge(request)) is not None:
                 self._refuse(context, *refusal)
             self.taken.append(request)
@@ -112,8 +119,18 @@ class BillingServer:
 
         return answer
 
+    def _prove(self, context: grpc.ServicerContext) -> None:
+        if self.caller is None:
+            return
+        try:
+            with self._proving:
+                self.caller(context)
+        except Unauthenticated as error:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+
     def _refuse(self, context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> None:
         if self.retry_delay_seconds is None:
+            context.set_trailing_metadata(self.trailing)
             context.abort(code, details)
         status = status_pb2.Status(code=code.value[0], message=details)
         delay = duration_pb2.Duration(seconds=self.retry_delay_seconds)
@@ -122,9 +139,9 @@ class BillingServer:
 
 
 @contextmanager
-def billing_server() -> Iterator[BillingServer]:
+def billing_server(credentials: grpc.ServerCredentials | None = None) -> Iterator[BillingServer]:
     server = BillingServer()
-    server.start()
+    server.start(credentials)
     try:
         yield server
     finally:
@@ -170,45 +187,45 @@ def billaged_process(arguments: list[str], log: Path) -> subprocess.Popen[bytes]
         )
 
 
-def mutual_tls(files: dict[str, Path]) -> grpc.ServerCredentials:
-    return grpc.ssl_server_credentials(
-        [(files["server.key"].read_bytes(), files["server.pem"].read_bytes())],
-        root_certificates=files["ca.pem"].read_bytes(),
-        require_client_auth=True,
-    )
+def mutual_tls(server: Pair, clients: bytes) -> grpc.ServerCredentials:
+    """Of a server that shows this, and takes clients whose certificate one of these CAs signed."""
+    return grpc.ssl_server_credentials([(server.key, server.cert)], clients, require_client_auth=True)
 
 
-def make_certificates(directory: Path) -> dict[str, Path]:
-    """A CA, and a server's and a client's certificate from it, as PEM files."""
-    now = datetime.datetime.now(datetime.UTC)
-    files: dict[str, Path] = {}
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
-    for name, dns in (("ca", None), ("server", "billaged.test"), ("client", "agent.test")):
-        key = ca_key if dns is None else ec.generate_private_key(ec.SECP256R1())
-        subject = ca_name if dns is None else x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(ca_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=dns is None, path_length=None), critical=True)
-        )
-        if dns is not None:
-            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(dns)]), critical=False)
-        certificate = builder.sign(ca_key, hashes.SHA256())
-        files[f"{name}.pem"] = directory / f"{name}.pem"
-        files[f"{name}.pem"].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        files[f"{name}.key"] = directory / f"{name}.key"
-        files[f"{name}.key"].write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-    return files
+class TlsFolder:
+    """An authority, and what a client of one server needs of it, as files. ``options`` name them on a command line."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        self.ca, self.cert, self.key = (folder / name for name in ("ca.pem", "client.pem", "client.key"))
+        self.authority = Authority()
+        self.server = self.authority.sign("server", names=("billaged.test",))
+        self.write()
+
+    def write(self, pair: Pair | None = None) -> None:
+        """A certificate of the authority (or another one) for the client, each file replaced at once."""
+        pair = pair or self.authority.sign("client", names=("agent.test",))
+        for path, pem in ((self.ca, self.authority.pem), (self.key, pair.key), (self.cert, pair.cert)):
+            fresh = path.with_suffix(".next")
+            fresh.write_bytes(pem)
+            fresh.replace(path)
+
+    @property
+    def server_credentials(self) -> grpc.ServerCredentials:
+        return mutual_tls(self.server, self.authority.pem)
+
+    @property
+    def tls(self) -> TlsFiles:
+        return TlsFiles(self.ca, self.cert, self.key, "billaged.test")
+
+    @property
+    def trust_options(self) -> list[str]:
+        return ["--tls-ca", str(self.ca), "--tls-server-name", "billaged.test"]
+
+    @property
+    def options(self) -> list[str]:
+        return [*self.trust_options, "--tls-cert", str(self.cert), "--tls-key", str(self.key)]
 
 
 class Rig:

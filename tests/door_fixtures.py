@@ -6,12 +6,48 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 
+from billaged.doors.connections import Connections
+from billaged.doors.gate import Gate
+from billaged.doors.http_admission import HttpAdmission
+from billaged.doors.rate import Limiter
+from billaged.identity.policy import PLAINTEXT, Policy
 from billaged.model.errors import Overloaded
 from billaged.model.records import Record
+from billaged.telemetry.audit import Audit
 from billaged.wire.billing.v1 import billing_pb2 as pb
 from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary
 
 SECONDS = 1_763_712_000
+
+
+class KnownOwners:
+    """Who pays for which VM, as a test says."""
+
+    def __init__(self, **customer_of: str) -> None:
+        self.customers = customer_of
+
+    def running_customer(self, vm_id: str) -> str | None:
+        return self.customers.get(vm_id)
+
+    async def customer_of(self, vm_id: str) -> str | None:
+        return self.customers.get(vm_id)
+
+
+def open_gate(policy: Policy | None = None, owners: KnownOwners | None = None, audit: Audit | None = None) -> Gate:
+    """A gate without limits; without a policy everybody may do everything."""
+    chosen = policy or Policy.everything()
+    return Gate(
+        lambda: chosen,
+        Limiter(0, 0, monotonic_nanos=time.monotonic_ns),
+        Connections(0, still_open=set, monotonic_nanos=time.monotonic_ns),
+        audit or Audit(time.monotonic_ns),
+        owners or KnownOwners(),
+    )
+
+
+def open_admission() -> HttpAdmission:
+    """Everybody may do everything over HTTP."""
+    return HttpAdmission(open_gate(), lambda scope: PLAINTEXT)
 
 
 class RecordingIntake:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 import pytest
-from door_fixtures import RecordingIntake
+from door_fixtures import RecordingIntake, open_admission, open_gate
 
 from billaged.doors.connect import ConnectDoor
 from billaged.doors.grpc_server import GrpcDoor
@@ -55,8 +55,13 @@ async def test_the_command_works(command: str) -> None:
         pytest.skip(f"{tool} is not installed")
     intake = RecordingIntake()
     settings = Grpc(port=0, address="127.0.0.1")
-    door, connect = GrpcDoor(intake, OneSummary(), settings), ConnectDoor(intake, OneSummary(), settings)
-    server = HttpServer(http_app(connect, lambda: "ok", lambda: {"active_vms": 0}), Http(port=0, address="127.0.0.1"))
+    door, connect = (
+        GrpcDoor(intake, OneSummary(), settings, open_gate()),
+        ConnectDoor(intake, OneSummary(), settings, open_admission()),
+    )
+    server = HttpServer(
+        http_app(connect, lambda: "ok", lambda: {"active_vms": 0}, open_admission()), Http(port=0, address="127.0.0.1")
+    )
     grpc_port, http_port = await door.start(), await server.start()
     try:
         text = command.replace("127.0.0.1:8081", f"127.0.0.1:{grpc_port}").replace(

@@ -13,7 +13,7 @@ import click
 import grpc
 import pytest
 from click.testing import CliRunner, Result
-from client_fixtures import BillingServer, billing_server, make_certificates, mutual_tls, sample_times
+from client_fixtures import BillingServer, TlsFolder, billing_server, sample_times
 from google.protobuf.message import Message
 
 from billaged import __version__
@@ -113,7 +113,7 @@ def test_json_lines_stop_at_the_first_that_fails(server: BillingServer) -> None:
     lines = "".join(f'{{"vmId": "{vm}", "stopTime": "1"}}\n' for vm in ("a", "b", "bad", "never"))
     result = send(server, "stopped", "--json", "-", "--lines", stdin="\n" + lines)
     assert result.exit_code == 1
-    assert result.stderr == "line 4: FAILED_PRECONDITION: no such thing\n"
+    assert result.stderr == "billaged: error: line 4: FAILED_PRECONDITION: no such thing\n"
     assert [json.loads(line) for line in result.stdout.splitlines()] == [{"success": True}] * 2
     assert [getattr(message, "vm_id", "") for message in server.taken] == ["a", "b"]
 
@@ -122,14 +122,16 @@ def test_a_refusal_is_one_line_and_exit_code_1(server: BillingServer) -> None:
     server.judge = lambda _: (grpc.StatusCode.INVALID_ARGUMENT, "vm_id: must not be empty")
     result = send(server, "stopped", "--vm-id", "")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "INVALID_ARGUMENT: vm_id: must not be empty\n"
+    assert result.stderr == "billaged: error: INVALID_ARGUMENT: vm_id: must not be empty\n"
 
 
 def test_a_server_that_is_away_is_exit_code_1(server: BillingServer) -> None:
     server.stop()
     result = send(server, "stopped", "--vm-id", "v", "--timeout", "5s")
     assert result.exit_code == 1
-    assert result.stderr.startswith("UNAVAILABLE: ")
+    first, second = result.stderr.splitlines()
+    assert first.startswith("billaged: error: UNAVAILABLE: ")
+    assert second == "billaged: error: Nothing listens there: is billaged running, and is --address right?"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +153,16 @@ def test_a_server_that_is_away_is_exit_code_1(server: BillingServer) -> None:
         (["stopped", "--json", "/does/not/exist"], "No such file"),
         (["stopped", "--vm-id", "v", "--tls-cert", __file__], "--tls-cert and --tls-key belong together"),
         (["stopped", "--vm-id", "v", "--tls-ca", "/does/not/exist"], "does not exist"),
+        (
+            ["stopped", "--vm-id", "v", "--spiffe-socket", "/run/a.sock", "--tls-ca", __file__],
+            "--spiffe-socket and --tls-ca exclude each other",
+        ),
+        (["stopped", "--vm-id", "v", "--spiffe-trust-domain", "example.org"], "needs --spiffe-socket"),
+        (
+            ["stopped", "--vm-id", "v", "--spiffe-socket", "/a", "--spiffe-trust-domain", "spiffe://a/b"],
+            "is not a trust domain",
+        ),
+        (["stopped", "--vm-id", "v", "--spiffe-socket", "unix://"], "must not be empty"),
         (["stopped", "--vm-id", "\udcff"], "surrogates not allowed"),
     ],
 )
@@ -163,19 +175,53 @@ def test_a_wrong_argument_is_exit_code_2(server: BillingServer, arguments: list[
 
 
 def test_mutual_tls(tmp_path: Path) -> None:
-    files = make_certificates(tmp_path)
-    server = BillingServer()
-    server.start(mutual_tls(files))
-    ca = ["--tls-ca", str(files["ca.pem"]), "--tls-server-name", "billaged.test", "--timeout", "5s"]
-    identity = ["--tls-cert", str(files["client.pem"]), "--tls-key", str(files["client.key"])]
-    try:
-        assert send(server, "stopped", "--vm-id", "plain", "--timeout", "5s").exit_code == 1
-        assert send(server, "stopped", "--vm-id", "nobody", *ca).exit_code == 1
-        result = send(server, "stopped", "--vm-id", "known", *ca, *identity)
+    files = TlsFolder(tmp_path)
+    with billing_server(files.server_credentials) as server:
+        plain = send(server, "stopped", "--vm-id", "plain", "--timeout", "5s")
+        assert plain.exit_code == 1
+        assert plain.stderr.splitlines()[1].startswith(
+            "billaged: error: It took the connection and closed it, as a server does that wants TLS: give"
+        )
+        nobody = send(server, "stopped", "--vm-id", "nobody", "--timeout", "5s", *files.trust_options)
+        assert nobody.exit_code == 1
+        assert "asks for a certificate: give --tls-cert and --tls-key" in nobody.stderr
+        result = send(server, "stopped", "--vm-id", "known", "--timeout", "5s", *files.options)
         assert result.exit_code == 0, result.output
-    finally:
-        server.stop()
-    assert getattr(taken(server), "vm_id") == "known"  # noqa: B009 - any message
+        assert getattr(taken(server), "vm_id") == "known"  # noqa: B009 - any message
+
+
+def test_the_environment_says_where_to_send_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = TlsFolder(tmp_path)
+    with billing_server(files.server_credentials) as server:
+        for name, value in {
+            "ADDRESS": server.address,
+            "TLS_CA": files.ca,
+            "TLS_CERT": files.cert,
+            "TLS_KEY": files.key,
+            "TLS_SERVER_NAME": "billaged.test",
+            "SPIFFE_SOCKET": "",  # as an environment file leaves it
+        }.items():
+            monkeypatch.setenv(f"BILLAGED_{name}", str(value))
+        result = CliRunner().invoke(billaged, ["send", "stopped", "--vm-id", "v"])
+        assert result.exit_code == 0, result.output
+        assert getattr(taken(server), "vm_id") == "v"  # noqa: B009 - any message
+
+
+def test_a_spiffe_socket_and_files_exclude_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = TlsFolder(tmp_path)
+    monkeypatch.setenv("BILLAGED_TLS_CA", str(files.ca))
+    result = CliRunner().invoke(billaged, ["send", "stopped", "--vm-id", "v", "--spiffe-socket", "/run/a.sock"])
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "--spiffe-socket and --tls-ca (from BILLAGED_TLS_CA) exclude each other" in said
+
+
+@pytest.mark.parametrize("name", ["agent", "send metrics"])
+def test_the_help_shows_the_variables(name: str) -> None:
+    output = " ".join(CliRunner().invoke(billaged, [*name.split(), "--help"], terminal_width=200).stdout.split())
+    for variable in ("ADDRESS", "TLS_CA", "TLS_CERT", "TLS_KEY", "TLS_SERVER_NAME", "SPIFFE_SOCKET", "TIMEOUT"):
+        assert f"env var: BILLAGED_{variable}" in output
+    assert "UNKEY_" not in output
 
 
 def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
+import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,19 +13,21 @@ import pytest
 from client_fixtures import (
     NOW_NS,
     SECOND,
-    BillingServer,
     Judge,
     Rig,
+    TlsFolder,
     ToldClock,
+    billing_server,
     delivery_rig,
-    make_certificates,
-    mutual_tls,
     seconds_of,
+    wait_until,
 )
 from google.protobuf.message import Message
+from grpc_status import rpc_status
+from tls_material import Authority
 
 from billaged.client.backoff import Backoff
-from billaged.client.channel import BillingClient, Target, TlsFiles
+from billaged.client.channel import BillingClient, Target
 from billaged.client.courier import Courier
 from billaged.client.readings import started_record, stopped_record
 from billaged.client.refused import RefusedFile
@@ -80,17 +83,28 @@ def test_a_vms_order_is_kept_around_its_start_and_stop(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INTERNAL", "UNAUTHENTICATED"]
+    ("code", "longest"),
+    [
+        ("UNAVAILABLE", 30.0),
+        ("RESOURCE_EXHAUSTED", 30.0),
+        ("DEADLINE_EXCEEDED", 30.0),
+        ("INTERNAL", 30.0),
+        # Somebody has to do something about these: they are asked about less often.
+        ("UNAUTHENTICATED", 60.0),
+        ("PERMISSION_DENIED", 60.0),
+    ],
 )
-def test_a_failure_that_may_pass_is_tried_again_with_longer_waits(rig: Rig, code: str) -> None:
+def test_a_failure_that_may_pass_is_tried_again_with_longer_waits(rig: Rig, code: str, longest: float) -> None:
     rig.put("a", 1, 2)
     rig.server.judge = lambda _: (grpc.StatusCode[code], "not now")
     waits = []
     for _ in range(9):
         waits.append(rig.courier.deliver())
         rig.clock.advance(waits[-1])
-    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, min(longest, 32.0), longest, longest]
     assert rig.server.taken == []
+    assert rig.spool.used_bytes > 0
+    assert not (rig.spool.directory / "refused.jsonl").exists()
     rig.server.judge = lambda _: None
     rig.deliver_all()
     assert seconds_of(rig.server.taken, "a") == [1, 2]
@@ -131,6 +145,52 @@ def test_the_server_may_ask_for_a_longer_wait(rig: Rig) -> None:
     rig.server.retry_delay_seconds = 3_600
     rig.clock.advance(7)
     assert rig.courier.deliver() == 30.0, "but not for ever"
+
+
+@pytest.mark.parametrize("seconds", [10**9, 315_576_000_000, -1, -(10**9)])
+def test_a_delay_beyond_reason_is_bounded(rig: Rig, seconds: int) -> None:
+    rig.put("a", 1)
+    rig.server.retry_delay_seconds = seconds
+    rig.server.judge = lambda _: (grpc.StatusCode.UNAVAILABLE, "not now")
+    assert rig.courier.deliver() == (30.0 if seconds > 0 else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"), [(math.nan, 0.5), (math.inf, 30.0), (-math.inf, 0.5), (1e300, 30.0), (None, 0.5), (2.5, 2.5)]
+)
+def test_the_backoff_takes_any_number(asked: float | None, seconds: float) -> None:
+    assert Backoff(chance=lambda: 0.0).after_failure("RESOURCE_EXHAUSTED", asked) == seconds
+
+
+def test_details_that_are_garbage_are_no_delay(rig: Rig) -> None:
+    rig.put("a", 1)
+    rig.server.trailing = ((rpc_status.GRPC_DETAILS_METADATA_KEY, b"\xff\xff\xff"),)
+    rig.server.judge = lambda _: (grpc.StatusCode.UNAVAILABLE, "not now")
+    assert rig.courier.deliver() == 0.5
+
+
+def test_throttling_is_waited_out_with_the_batch_whole(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """A delay says that there is no room now; only without one is a batch perhaps too large."""
+    caplog.set_level(logging.INFO)
+    rig.put("a", *range(100))
+    rig.server.retry_delay_seconds = 2
+    rig.server.judge = lambda request: (
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "slow down") if hasattr(request, "metrics") else None
+    )
+    assert [rig.courier.deliver()] == [2.0]
+    assert rig.server.attempts == 2, "the heartbeat, and the samples once"
+    for _ in range(3):
+        rig.clock.advance(30)
+        rig.courier.deliver()
+    rig.server.judge = lambda _: None
+    rig.clock.advance(30)
+    rig.deliver_all()
+    (batch,) = rig.server.usage
+    assert isinstance(batch, pb.SendMetricsBatchRequest)
+    assert len(batch.metrics) == 100
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("billaged.client")]
+    assert len(said) == 1, "no outage, and said once"
+    assert "slow down; slowing down" in said[0]
 
 
 def test_a_batch_too_large_for_the_server_is_sent_in_parts(rig: Rig) -> None:
@@ -200,27 +260,50 @@ def test_a_heartbeat_the_server_will_not_have_does_not_stop_the_samples(rig: Rig
     assert seconds_of(rig.server.taken, "a") == [1]
 
 
-def test_rotated_tls_files_are_taken_up_with_the_next_try(tmp_path: Path) -> None:
-    """A certificate that the server no longer takes is replaced on disk: no restart is needed."""
-    for name in ("old", "new", "used"):
-        (tmp_path / name).mkdir()
-    old, new = make_certificates(tmp_path / "old"), make_certificates(tmp_path / "new")
-    used = {name: Path(shutil.copy(path, tmp_path / "used")) for name, path in old.items()}
-    server, clock, spool = BillingServer(), ToldClock(), Spool(tmp_path / "spool", 2**20)
-    server.start(mutual_tls(new))
-    tls = TlsFiles(used["ca.pem"], used["client.pem"], used["client.key"], "billaged.test")
+def test_a_heartbeat_that_is_not_allowed_does_not_stop_the_samples(rig: Rig) -> None:
+    rig.put("a", 1)
+    rig.server.judge = lambda request: (
+        (grpc.StatusCode.PERMISSION_DENIED, "not allowed") if hasattr(request, "instance_id") else None
+    )
+    rig.deliver_all()
+    assert seconds_of(rig.server.taken, "a") == [1]
+
+
+def test_an_outage_is_said_once_again_after_ten_minutes_and_when_it_ends(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    rig.put("a", 1)
+    rig.server.judge = lambda _: (grpc.StatusCode.PERMISSION_DENIED, "not allowed")
+    while rig.clock.monotonic_ns < 1_300 * SECOND:
+        rig.clock.advance(rig.courier.deliver())
+    warnings = [record.getMessage() for record in caplog.records if "usage waits on disk" in record.getMessage()]
+    assert len(warnings) == 3
+    assert "PERMISSION_DENIED: not allowed" in warnings[0]
+    assert "would have to allow this to callers without TLS (@plaintext)" in warnings[0]
+    rig.server.judge = lambda _: None
+    rig.deliver_all()
+    assert caplog.records[-1].getMessage() == f"{rig.server.address} is back; 1 records acknowledged so far"
+    assert rig.spool.used_bytes == 0
+
+
+def test_new_tls_files_are_taken_up_without_waiting(tmp_path: Path) -> None:
+    """A certificate that the server does not take is replaced on disk: no restart, and no wait to its end."""
+    files = TlsFolder(tmp_path / "tls")
+    files.write(Authority().sign("stranger", names=("agent.test",)))
+    clock, spool = ToldClock(), Spool(tmp_path / "spool", 2**20)
     spool.append([stopped_record("a", NOW_NS)])
-    try:
-        with BillingClient(Target(server.address, tls, 5.0)) as client:
-            courier = Courier(client, spool, "here", lambda: ("a",), clock, Backoff())
-            clock.advance(courier.deliver())
-            assert courier.is_away()
-            for name, path in new.items():
-                Path(shutil.copy(path, tmp_path / "used" / f"{name}.next")).replace(used[name])
-            # One more failure at most, which is when the files are looked at.
-            clock.advance(courier.deliver())
-            assert courier.deliver() == 0.0
-    finally:
-        server.stop()
-        spool.close()
-    assert server.usage == [pb.NotifyVmStoppedRequest(vm_id="a", stop_time=NOW_NS)]
+    with (
+        billing_server(files.server_credentials) as server,
+        BillingClient(Target(server.address, files.tls, 5.0)) as client,
+    ):
+        courier = Courier(client, spool, "here", lambda: ("a",), clock, Backoff())
+        assert courier.deliver() > 0
+        assert courier.is_away()
+        assert courier.deliver() > 0, "the clock stands still: it waits"
+        assert not courier.may_differ()
+        files.write()
+        wait_until(courier.may_differ, "the new files are found")
+        assert courier.deliver() == 0.0
+        assert server.usage == [pb.NotifyVmStoppedRequest(vm_id="a", stop_time=NOW_NS)]
+    spool.close()

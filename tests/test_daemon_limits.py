@@ -77,7 +77,10 @@ def test_mutual_tls_from_files_with_the_send_command(tmp_path: Path) -> None:
     server = authority.sign("billaged", names=("localhost", "127.0.0.1")).write(tmp_path, "server")
     metald = authority.sign("metald", uris=("spiffe://example.org/metald",)).write(tmp_path, "metald")
     unknown = stranger.sign("metald").write(tmp_path, "unknown")
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[[allow]]\nidentity = "spiffe://example.org/metald"\nroles = ["ingest"]\n')
     settings = {
+        "POLICY_FILE": str(policy),
         "TLS_MODE": "file",
         "TLS_CERT_FILE": str(server[0]),
         "TLS_KEY_FILE": str(server[1]),

@@ -79,10 +79,23 @@ def test_memory_mode_says_so_and_writes_nothing(tmp_path: Path) -> None:
     [
         ({"AGREGATION_INTERVAL": "1s"}, ("UNKEY_BILLAGED_AGREGATION_INTERVAL", "UNKEY_BILLAGED_AGGREGATION_INTERVAL")),
         ({"AGGREGATION_INTERVAL": "soon"}, ("UNKEY_BILLAGED_AGGREGATION_INTERVAL", "'soon'", "60s")),
-        ({"TLS_MODE": "spiffe"}, ("UNKEY_BILLAGED_TLS_MODE", "UNKEY_BILLAGED_SPIFFE_SOCKET")),
         ({"TLS_MODE": "file"}, ("UNKEY_BILLAGED_TLS_CERT_FILE",)),
+        ({"ADDRESS": "0.0.0.0"}, ("UNKEY_BILLAGED_ADDRESS=127.0.0.1", "UNKEY_BILLAGED_ALLOW_PLAINTEXT=true")),
+        ({"HTTP_ADDRESS": "::"}, ("UNKEY_BILLAGED_HTTP_ADDRESS=127.0.0.1", "UNKEY_BILLAGED_ALLOW_PLAINTEXT=true")),
+        ({"POLICY_FILE": "/nowhere/policy.toml"}, ("/nowhere/policy.toml", "No such file")),
+        ({"HTTP_TOKEN": "short"}, ("UNKEY_BILLAGED_HTTP_TOKEN", "at least 16")),
+        ({"HTTP_TOKEN_FILE": "/nowhere/token"}, ("UNKEY_BILLAGED_HTTP_TOKEN_FILE", "No such file")),
     ],
-    ids=["unknown", "bad value", "spiffe", "file without files"],
+    ids=[
+        "unknown",
+        "bad value",
+        "file without files",
+        "plaintext gRPC for all",
+        "plaintext HTTP for all",
+        "no policy",
+        "short token",
+        "no token file",
+    ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, settings: dict[str, str], names: tuple[str, ...]) -> None:
     ended = fails_to_start(tmp_path / "var", **settings)
@@ -90,8 +103,9 @@ def test_a_wrong_setting_is_named(tmp_path: Path, settings: dict[str, str], name
     assert "Traceback" not in ended.stdout + ended.stderr
     assert all(line.startswith("billaged: error: ") for line in ended.stderr.splitlines())
     assert all(name in ended.stderr for name in names), ended.stderr
-    # Never plaintext instead, not even for a moment.
+    # Never plaintext instead, not even for a moment; and nothing is left behind.
     assert "serving" not in ended.stdout
+    assert not (tmp_path / "var").exists()
 
 
 @pytest.mark.parametrize(("setting", "other"), [("PORT", "grpc"), ("HTTP_PORT", "http")])

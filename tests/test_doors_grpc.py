@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from door_fixtures import FilledFeed, RecordingIntake, batch, until
+from door_fixtures import FilledFeed, RecordingIntake, batch, open_gate, until
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -22,6 +22,7 @@ from grpc_status import rpc_status
 from billaged.doors.grpc_server import GrpcDoor
 from billaged.doors.methods import METHODS, SERVICES
 from billaged.doors.watchers import Watchers
+from billaged.identity.policy import PLAINTEXT
 from billaged.model.errors import InvalidField, NotServing, Overloaded, StartError, WrongOwner
 from billaged.model.records import Heartbeat, Kind, MetricsBatch, PossibleGap, VmStarted, VmStopped
 from billaged.settings import Grpc
@@ -67,7 +68,7 @@ async def start() -> AsyncIterator[Any]:
 
     async def run(feed: FilledFeed | None = None, *, stalled_seconds: float = 30.0, **changes: Any) -> Running:
         intake, feed = RecordingIntake(), feed or FilledFeed()
-        door = GrpcDoor(intake, feed, settings(**changes), watcher_stalled_seconds=stalled_seconds)
+        door = GrpcDoor(intake, feed, settings(**changes), open_gate(), watcher_stalled_seconds=stalled_seconds)
         started.append(Running(door, intake, feed, await door.start()))
         return started[-1]
 
@@ -131,7 +132,7 @@ async def test_each_method_hands_its_record_and_its_bytes_over(start: Any, servi
         VmStopped("vm-1", 6),
         PossibleGap("vm-1", 7, 8),
     ]
-    assert {caller for _, _, caller in running.intake.taken} == {"plaintext"}
+    assert {caller for _, _, caller in running.intake.taken} == {"@plaintext"}
 
 
 async def test_unknown_fields_are_journaled_as_they_came(start: Any) -> None:
@@ -380,7 +381,7 @@ async def test_stop_ends_watchers_and_lets_requests_finish(start: Any) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
 async def test_a_port_in_use_is_one_clear_error(start: Any, address: str) -> None:
     running = await start(address=address)
-    second = GrpcDoor(RecordingIntake(), FilledFeed(), settings(port=running.port, address=address))
+    second = GrpcDoor(RecordingIntake(), FilledFeed(), settings(port=running.port, address=address), open_gate())
     with pytest.raises(StartError) as caught:
         await second.start()
     text = str(caught.value)
@@ -390,7 +391,7 @@ async def test_a_port_in_use_is_one_clear_error(start: Any, address: str) -> Non
 
 
 async def test_an_address_that_is_not_here_is_one_clear_error() -> None:
-    door = GrpcDoor(RecordingIntake(), FilledFeed(), settings(address="192.0.2.1"))
+    door = GrpcDoor(RecordingIntake(), FilledFeed(), settings(address="192.0.2.1"), open_gate())
     with pytest.raises(StartError, match=r"192\.0\.2\.1:0: .*UNKEY_BILLAGED_ADDRESS"):
         await door.start()
 
@@ -398,11 +399,18 @@ async def test_an_address_that_is_not_here_is_one_clear_error() -> None:
 async def test_doors_that_share_a_feed_share_its_places() -> None:
     shared = Watchers(FilledFeed(), 1)
     assert Watchers.over(shared, 99) is shared
-    first = shared.watch([], [])
+    first = shared.watch(
+        stream_pb.WatchSummariesRequest(), open_gate().admit("WatchSummaries", lambda: PLAINTEXT, "ipv4:127.0.0.1:1")
+    )
     waiting = asyncio.ensure_future(anext(first))
     await until(lambda: shared.open_count == 1, "a place is taken")
     with pytest.raises(Overloaded):
-        await anext(shared.watch([], []))
+        await anext(
+            shared.watch(
+                stream_pb.WatchSummariesRequest(),
+                open_gate().admit("WatchSummaries", lambda: PLAINTEXT, "ipv4:127.0.0.1:1"),
+            )
+        )
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

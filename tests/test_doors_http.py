@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from door_fixtures import SECONDS, FilledFeed, RecordingIntake, batch, until
+from door_fixtures import SECONDS, FilledFeed, RecordingIntake, batch, open_admission, until
 from google.protobuf import json_format
 
 import billaged
@@ -44,7 +44,7 @@ class Running:
         self.door, self.intake, self.feed = door, intake, feed
         self.state: Any = "ok"
         self.stats: Any = lambda: {"active_vms": 3}
-        app = http_app(door, lambda: self.state, lambda: self.stats())
+        app = http_app(door, lambda: self.state, lambda: self.stats(), open_admission())
         self.server = HttpServer(app, Http(port=0, address="127.0.0.1"))
         self.port = 0
 
@@ -77,7 +77,7 @@ async def start() -> AsyncIterator[Any]:
 
     async def run(feed: FilledFeed | None = None, *, stalled_seconds: float = 30.0, **changes: Any) -> Running:
         intake, feed = RecordingIntake(), feed or FilledFeed()
-        door = ConnectDoor(intake, feed, Grpc(**changes), watcher_stalled_seconds=stalled_seconds)
+        door = ConnectDoor(intake, feed, Grpc(**changes), open_admission(), watcher_stalled_seconds=stalled_seconds)
         started.append(Running(door, intake, feed))
         return await started[-1].start()
 
@@ -128,7 +128,7 @@ async def test_json_becomes_a_record_and_its_protobuf_bytes(start: Any, service:
     [(record, payload, caller)] = running.intake.taken
     assert list(record.samples) == [1_763_712_000_500_000_000, 5, 9007199254740993, 0, 0, 0, 0]
     message = json_format.ParseDict(METRICS, pb.SendMetricsBatchRequest())
-    assert (payload, caller) == (message.SerializeToString(), "plaintext")
+    assert (payload, caller) == (message.SerializeToString(), "@plaintext")
 
 
 async def test_names_as_in_the_proto_file_are_taken_too(start: Any) -> None:

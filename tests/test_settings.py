@@ -217,7 +217,7 @@ def test_names_that_do_nothing_yet_are_accepted_and_listed() -> None:
 
 
 def test_a_secret_is_kept_nowhere() -> None:
-    settings = load(HTTP_TOKEN="hunter2", DATABASE_URL="postgresql://me:hunter2@db/billing")
+    settings = load(HTTP_TOKEN="hunter2-hunter2-", DATABASE_URL="postgresql://me:hunter2@db/billing")
     assert "hunter2" not in repr(settings)
     assert [(line.name, line.value) for line in settings.lines() if line.secret] == [
         ("UNKEY_BILLAGED_HTTP_TOKEN", "***"),

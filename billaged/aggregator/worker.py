@@ -13,7 +13,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from billaged.aggregator.changes import ANOMALY_COLUMNS, DEAD_LETTER_COLUMNS, LedgerChanges, LedgerWriter
+from billaged.aggregator.changes import (
+    ANOMALY_COLUMNS,
+    DEAD_LETTER_COLUMNS,
+    SESSION_COLUMNS,
+    LedgerChanges,
+    LedgerWriter,
+)
 from billaged.aggregator.columns import RUNNING
 from billaged.aggregator.engine import Engine
 from billaged.aggregator.summary import SummarySink
@@ -144,6 +150,19 @@ class Aggregator:
         customer_id: str = columns.customer_ids[columns.customer[row]]
         return customer_id
 
+    def last_owner_of(self, vm_id: str) -> str | None:
+        """The customer of a VM's newest session, ended or not, as far as it is folded.
+
+        May ask the ledger: not to be called on the event loop.
+        """
+        columns = self._engine.columns
+        row = columns.row_of.get(vm_id)
+        if row is not None:
+            customer_id: str = columns.customer_ids[columns.customer[row]]
+            return customer_id
+        sessions = self._ledger.newest_sessions((vm_id,))
+        return str(sessions[0][SESSION_COLUMNS.index("customer_id")]) if sessions else None
+
     def known_vms(self) -> int:
         """VMs in memory. Needs no lock: one number."""
         return len(self._engine.columns)
@@ -223,12 +242,13 @@ class Aggregator:
         began = self._clock.monotonic_nanos()
         # Only this thread changes the engine, so it may read without the lock; evicting is a change.
         changes = self._engine.collect()
-        with self._lock:
-            self._engine.evict_ended()
         if changes is not None:
             self._ledger.commit(changes)
             _tell_of_trouble(changes)
             self._ledger_position = changes.checkpoint.position
+        # Only now: who asks for a VM finds it here or in the ledger.
+        with self._lock:
+            self._engine.evict_ended()
         ended = self._clock.monotonic_nanos()
         self._flush_due_ns = ended + max(self._flush_interval_ns, _FLUSH_REST * (ended - began))
 

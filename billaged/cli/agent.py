@@ -126,12 +126,18 @@ def agent(
     usage survives a server that is away and an agent that is killed. When the spool is full, samples
     are left out and the gap is reported; counters are cumulative, so what was used is still billed.
     What the server refuses for good is kept in refused.jsonl beside it. Ctrl-C and SIGTERM end it cleanly.
+
+    \b
+    Certificates from a SPIFFE agent:  --spiffe-socket PATH, renewed as the agent renews them
+    Certificates from files:           --tls-ca FILE --tls-cert FILE --tls-key FILE, read again when they change
+    Plaintext:                         none of these; for a billaged on this machine
     """
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)-7s agent: %(message)s"
     )
     if importlib.util.find_spec("psutil") is None:
         raise StartError("billaged agent needs psutil, which is not installed.", "pip install 'billaged[agent]'")
+    target = target_from(**target_values)
     from billaged.client.agent import Agent
     from billaged.client.backoff import Backoff
     from billaged.client.channel import BillingClient
@@ -145,7 +151,7 @@ def agent(
 
     clock = SystemClock()
     single = bool(pids) or pattern is not None
-    with BillingClient(target_from(**target_values)) as client:
+    with BillingClient(target) as client:
         spool = Spool(spool_dir, spool_max_bytes)
         sources: list[Source] = []
         if host if host is not None else not single:

@@ -3,7 +3,7 @@
 Exit codes:
 
     0   it worked
-    1   it failed: the server refused, the storage cannot be used, a commit failed
+    1   it failed: the server refused, the storage cannot be used, a commit failed, no identity came
     2   it could not begin: a wrong argument, a wrong setting, a port in use
 
 An error that is none of ours is a bug and keeps its traceback.
@@ -22,6 +22,7 @@ from billaged.model.errors import (
     EXIT_USAGE,
     BillagedError,
     DurabilityLost,
+    IdentityUnavailable,
     SettingError,
     StartError,
     StorageError,
@@ -32,6 +33,7 @@ _EXIT_CODES: tuple[tuple[type[BillagedError], int], ...] = (
     (SettingError, EXIT_USAGE),
     (StorageError, EXIT_FAILURE),
     (DurabilityLost, EXIT_FAILURE),
+    (IdentityUnavailable, EXIT_FAILURE),
     (StartError, EXIT_USAGE),
     (BillagedError, EXIT_FAILURE),
 )

@@ -22,6 +22,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "usage": ("billaged.cli.usage:usage", "Report what a VM or a customer used."),
     "gaps": ("billaged.cli.gaps:gaps", "List what was not measured."),
     "journal": ("billaged.cli.journal:journal", "Verify the ledger against the journal, or compute it anew."),
+    "certs": ("billaged.cli.certs:certs", "Make certificates to try mTLS with."),
+    "policy": ("billaged.cli.policy:policy", "Check the policy's file; say who may do what, and why."),
     "config": ("billaged.cli.config:config", "Show the settings in force."),
     "version": ("billaged.cli.version:version", "Print the version."),
     "completion": ("billaged.cli.main:completion", "Print the script that completes commands in your shell."),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 from google.protobuf.json_format import MessageToJson, Parse, ParseError
 from google.protobuf.message import Message
 
-from billaged.cli.target import Command, target_from, target_options
-from billaged.client.channel import BillingClient, CallFailed
+from billaged.cli.target import TARGET_NAMES, Command, target_from, target_options
 from billaged.client.methods import METHODS
 from billaged.model.records import Kind
 from billaged.model.time import INT64_MAX, NANOS, parse_instant
 from billaged.wire.billing.v1 import billing_pb2 as pb
+
+if TYPE_CHECKING:
+    from billaged.client.channel import Target
 
 
 class Instant(click.ParamType[int]):
@@ -78,7 +81,8 @@ def send() -> None:
     """Send one request to a billaged and print its response as JSON.
 
     A request is answered once it is durable. Exit code 1 if the server refuses it or
-    cannot be reached: `INVALID_ARGUMENT: vm_id: must not be empty`.
+    cannot be reached: `billaged: error: INVALID_ARGUMENT: vm_id: must not be empty`.
+    Plaintext, unless --spiffe-socket or --tls-ca says how the connection is secured.
 
     \b
     billaged send metrics --vm-id vm-1 --customer-id acme --cpu-time-nanos 1000000000 --memory-usage-bytes 1048576
@@ -151,9 +155,6 @@ def gap(ctx: click.Context, /, **options: Any) -> None:
     _send(ctx, Kind.POSSIBLE_GAP, pb.NotifyPossibleGapRequest, ("vm_id", "last_sent"), options)
 
 
-_TARGET_NAMES: Final = ("address", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "timeout_ns")
-
-
 def _send(
     ctx: click.Context,
     kind: Kind,
@@ -161,7 +162,7 @@ def _send(
     required: tuple[str, ...],
     options: dict[str, Any],
 ) -> None:
-    target = target_from(**{name: options.pop(name) for name in _TARGET_NAMES})
+    target = target_from(**{name: options.pop(name) for name in TARGET_NAMES})
     json_file: TextIO | None = options.pop("json_file")
     lines: bool = options.pop("lines")
     if lines and json_file is None:
@@ -179,9 +180,31 @@ def _send(
             requests = iter([("", build(**options))])
         except ValueError as error:  # bytes that are no UTF-8, which a shell can pass
             raise click.UsageError(str(error)) from error
+    # What is said of the identity while it is waited for, or renewed under a long --lines.
+    logging.basicConfig(level=logging.WARNING, format="billaged: warning: %(message)s")
+    _send_all(target, kind, requests)
+
+
+def _send_all(target: Target, kind: Kind, requests: Iterator[tuple[str, Message]]) -> None:
+    from billaged.client.channel import BillingClient  # after target_from, which says how loud grpc may be
+    from billaged.client.failure import CallFailed
+
+    place = ""
     with BillingClient(target) as client:
-        for place, request in requests:
-            _send_one(client, kind, place, request)
+        try:
+            client.wait_for_identity()
+            for place, request in requests:
+                _print(client.call(kind, request.SerializeToString()), indent=None if place else 2)
+        except CallFailed as failure:
+            for line in filter(None, (f"{place}{failure}", failure.hint)):
+                click.echo(f"billaged: error: {line}", err=True)
+            raise click.exceptions.Exit(1) from failure
+
+
+def _print(response: Message, indent: int | None) -> None:
+    click.echo(MessageToJson(response, indent=indent, always_print_fields_with_no_presence=True))
+    if not getattr(response, "success", False):
+        raise click.exceptions.Exit(1)
 
 
 def _requests_from(file: TextIO, message_type: type[Message], lines: bool) -> Iterator[tuple[str, Message]]:
@@ -198,18 +221,6 @@ def _parse(text: str, message_type: type[Message], place: str) -> Message:
         return Parse(text, message_type())
     except ParseError as error:
         raise click.UsageError(f"{place}not a {message_type.DESCRIPTOR.name} in JSON: {error}") from error
-
-
-def _send_one(client: BillingClient, kind: Kind, place: str, request: Message) -> None:
-    try:
-        response = client.call(kind, request.SerializeToString())
-    except CallFailed as failure:
-        click.echo(f"{place}{failure}", err=True)
-        raise click.exceptions.Exit(1) from failure
-    indent = None if place else 2
-    click.echo(MessageToJson(response, indent=indent, always_print_fields_with_no_presence=True))
-    if not getattr(response, "success", False):
-        raise click.exceptions.Exit(1)
 
 
 def _flag(name: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from billaged.model.time import NANOS, parse_duration
 
@@ -35,33 +38,88 @@ class Duration(click.ParamType[int]):
         return nanos
 
 
+class SocketPath(click.Path):
+    """A unix socket, as a path or as SPIFFE_ENDPOINT_SOCKET has it; whether it is there shows later."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = _SCHEME.sub("", str(value))
+        if not path:
+            self.fail("must not be empty", param, ctx)
+        return super().convert(path, param, ctx)
+
+
+def _check_domain(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    name = value.removeprefix("spiffe://")
+    if not _DOMAIN.fullmatch(name):
+        raise click.BadParameter(f"{value!r} is not a trust domain; write it like example.org")
+    return name
+
+
+_SCHEME: Final = re.compile(r"^unix:(//)?")
+_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")
 _PEM: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE_NAMES: Final = ("tls_ca", "tls_cert", "tls_key")
+
+
+def _option(flag: str, **parameters: Any) -> Callable[[Command], Command]:
+    # Not the daemon's prefix: these say where to send, and both may run under one environment.
+    envvar = "BILLAGED_" + flag.removeprefix("--").replace("-", "_").upper()
+    return click.option(flag, envvar=envvar, show_envvar=True, **parameters)
+
 
 _OPTIONS: Final = (
-    click.option(
+    _option(
         "--address",
         metavar="HOST:PORT",
         default=DEFAULT_ADDRESS,
         show_default=True,
         help="Where billaged listens for gRPC; unix:PATH works too.",
     ),
-    click.option("--tls-ca", type=_PEM, help="PEM file with the CAs to trust. Without it: the system's."),
-    click.option("--tls-cert", type=_PEM, help="PEM file with this client's certificate chain (with --tls-key)."),
-    click.option("--tls-key", type=_PEM, help="PEM file with this client's private key (with --tls-cert)."),
-    click.option("--tls-server-name", metavar="NAME", help="The DNS name to expect in the server's certificate."),
-    click.option(
+    _option("--tls-ca", type=_PEM, help="PEM file with the CAs to trust. Without it: the system's."),
+    _option("--tls-cert", type=_PEM, help="PEM file with this client's certificate chain (with --tls-key)."),
+    _option("--tls-key", type=_PEM, help="PEM file with this client's private key (with --tls-cert)."),
+    _option(
+        "--tls-server-name",
+        metavar="NAME",
+        help="The DNS name to expect in the server's certificate. Default: the host; with --spiffe-socket: billaged.",
+    ),
+    _option(
+        "--spiffe-socket",
+        metavar="PATH",
+        type=SocketPath(),
+        help="Certificate and CAs from the SPIFFE agent behind this socket.",
+    ),
+    _option(
+        "--spiffe-trust-domain",
+        metavar="NAME",
+        callback=_check_domain,
+        help="The trust domain that the server is in. Default: this client's own.",
+    ),
+    _option(
         "--timeout",
-        "timeout_ns",
         type=Duration(),
         default="10s",
         show_default=True,
-        help="How long to wait for an answer.",
+        help="How long to wait for an answer, and before that for an identity.",
     ),
+)
+TARGET_NAMES: Final = (
+    "address",
+    *_FILE_NAMES,
+    "tls_server_name",
+    "spiffe_socket",
+    "spiffe_trust_domain",
+    "timeout",
 )
 
 
 def target_options(command: Command) -> Command:
-    """Add ``--address``, ``--timeout`` and the ``--tls-*`` options; ``target_from`` takes their values."""
+    """Add ``--address``, ``--timeout`` and what secures the connection; ``target_from`` takes the ``TARGET_NAMES``."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -73,13 +131,43 @@ def target_from(
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_server_name: str | None,
-    timeout_ns: int,
+    spiffe_socket: Path | None,
+    spiffe_trust_domain: str | None,
+    timeout: int,
 ) -> Target:
-    """Plaintext unless a ``--tls-*`` option is given. Raises UsageError for half an identity."""
-    from billaged.client.channel import Target, TlsFiles  # grpc takes its time to import
+    """Plaintext unless a ``--tls-*`` or ``--spiffe-*`` option is given.
 
-    if (tls_cert is None) != (tls_key is None):
+    Raises:
+        UsageError: they do not go together.
+    """
+    # The core writes what went wrong past every log; what matters of it is in the failed call's details.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from billaged.client.channel import Target  # grpc takes its time to import
+    from billaged.client.tls import SPIFFE_SERVER_NAME, SpiffeAgent, Tls, TlsFiles
+
+    files = {"--tls-ca": tls_ca, "--tls-cert": tls_cert, "--tls-key": tls_key}
+    given = [flag for flag, path in files.items() if path is not None]
+    tls: Tls | None = None
+    if spiffe_socket is not None:
+        if given:
+            raise click.UsageError(
+                f"{_said('--spiffe-socket')} and {_said(given[0])} exclude each other: "
+                "certificates come from the SPIFFE agent or from files."
+            )
+        tls = SpiffeAgent(spiffe_socket, tls_server_name or SPIFFE_SERVER_NAME, spiffe_trust_domain)
+    elif spiffe_trust_domain is not None:
+        raise click.UsageError(f"{_said('--spiffe-trust-domain')} needs --spiffe-socket.")
+    elif (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key belong together: give both, or neither.")
-    wants_tls = any(value is not None for value in (tls_ca, tls_cert, tls_server_name))
-    tls = TlsFiles(tls_ca, tls_cert, tls_key, tls_server_name) if wants_tls else None
-    return Target(address, tls, timeout_ns / NANOS)
+    elif given or tls_server_name is not None:
+        tls = TlsFiles(tls_ca, tls_cert, tls_key, tls_server_name)
+    return Target(address, tls, timeout / NANOS)
+
+
+def _said(flag: str) -> str:
+    """The option, and the variable where that was what set it: nobody looks for it in a shell's history."""
+    context = click.get_current_context(silent=True)
+    name = flag.removeprefix("--").replace("-", "_")
+    if context is None or context.get_parameter_source(name) is not ParameterSource.ENVIRONMENT:
+        return flag
+    return f"{flag} (from BILLAGED_{name.upper()})"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Protocol
 
 from billaged.client.channel import BillingClient
 from billaged.client.courier import Courier
+from billaged.client.failure import CallFailed
 from billaged.client.metering import Metering
 from billaged.client.spool import Spool
 from billaged.model.time import NANOS, Clock
@@ -16,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 # How long a stop waits for what is under way before it cuts the connection.
 FLUSH_SECONDS = 1.0
+# How soon a courier that waits sees that there is another identity.
+_LOOK_SECONDS = 0.5
 
 
 class Stop(Protocol):
@@ -77,6 +81,11 @@ class Agent:
     def once(self) -> bool:
         """One tick, then send until all is acknowledged or the server fails; whether all was taken."""
         self._metering.tick()
+        try:
+            self._client.wait_for_identity()
+        except CallFailed as failure:
+            _log.error("%s; the sample waits in %s. %s", failure, self._spool.directory, failure.hint)
+            return False
         while self._courier.deliver() == 0.0 and not self._courier.is_away():
             continue
         self._client.close()
@@ -87,6 +96,7 @@ class Agent:
             while True:
                 self._wake.clear()
                 ending = self._ending.is_set()
+                self._client.warn_of_expiry()
                 seconds = self._courier.deliver()
                 if seconds == 0.0 and not self._courier.is_away():
                     continue
@@ -99,8 +109,11 @@ class Agent:
             self._ending.set()
 
     def _wait(self, seconds: float) -> None:
-        # While the server is away nothing but time helps: a new sample must not wake the courier every tick.
-        if self._courier.is_away():
-            self._ending.wait(seconds)
-        else:
+        # While the server is away time helps, and another identity: a new sample must not wake the courier every tick.
+        if not self._courier.is_away():
             self._wake.wait(seconds)
+            return
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and not self._courier.may_differ():
+            if self._ending.wait(min(left, _LOOK_SECONDS)):
+                return

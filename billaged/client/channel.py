@@ -1,62 +1,30 @@
-"""A connection to a billaged: where it is, how it is secured, and one call on it."""
+"""A client of a billaged: where it is, how it is reached, and one call to it."""
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import grpc
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
+from billaged.client.connection import Connection
+from billaged.client.failure import NO_IDENTITY, CallFailed, code_and_details, retry_after_seconds
+from billaged.client.hint import View
 from billaged.client.methods import METHODS
-from billaged.model.errors import BillagedError, SettingError
+from billaged.client.tls import NoTrust, Tls, identity_of
+from billaged.identity.keeper import Keeper
+from billaged.identity.material import Material, text
 from billaged.model.records import Kind
 
-# gRPC's own reconnecting goes up to two minutes; how long to wait is the caller's to decide.
-_OPTIONS: Final = (
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-)
-
-
-class CallFailed(BillagedError):
-    """The call was not answered with a response; whether it took effect is unknown.
-
-    ``code`` is the gRPC status name, ``retry_after_seconds`` what the server asked for (None: nothing).
-    """
-
-    def __init__(self, code: str, details: str, retry_after_seconds: float | None = None) -> None:
-        super().__init__(f"{code}: {details}")
-        self.code = code
-        self.details = details
-        self.retry_after_seconds = retry_after_seconds
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM files; ``ca`` None trusts the system's roots, ``cert`` and ``key`` are this client's identity."""
-
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    server_name: str | None = None
-
-    def fingerprint(self) -> tuple[tuple[int, int], ...]:
-        """Changes when a file does; a file that is being replaced has none for a moment."""
-        stats = [path.stat() for path in (self.ca, self.cert, self.key) if path is not None and path.exists()]
-        return tuple((stat.st_mtime_ns, stat.st_ino) for stat in stats)
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Raises SettingError for a file that cannot be read, or half an identity."""
-        if (self.cert is None) != (self.key is None):
-            raise SettingError("--tls-cert and --tls-key belong together.", "Give both, or neither.")
-        return grpc.ssl_channel_credentials(_read(self.ca), _read(self.key), _read(self.cert))
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,60 +32,81 @@ class Target:
     """``address`` is host:port (or unix:path); ``tls`` None is plaintext."""
 
     address: str
-    tls: TlsFiles | None = None
+    tls: Tls | None = None
     timeout_seconds: float = 10.0
 
 
 class BillingClient:
-    """The five RPCs over one channel. Any thread may call; ``close`` cancels what is in flight."""
+    """The five RPCs. Any thread may call; ``close`` cancels what is in flight.
+
+    Each call is made with the newest identity and trust. When these change, new calls take a new
+    connection, and the old one is closed after its last.
+    """
 
     def __init__(self, target: Target) -> None:
-        """Raises SettingError for TLS files that cannot be read. Connects with the first call."""
+        """Connects with the first call. Raises BadMaterial for TLS files that cannot be used."""
         self.target = target
-        self._lock = threading.Lock()  # guards the three below
+        self._keeper = Keeper()
+        self._news = threading.Event()  # other material
+        self._keeper.listen(self._news.set)
+        self._lock = threading.Lock()  # guards what follows, and each connection
         self._closed = False
-        self._fingerprint = target.tls.fingerprint() if target.tls else ()
-        self._channel = self._open()
+        self._connection: Connection | None = None  # for new calls
+        self._retired: set[Connection] = set()  # with the last calls still under way
+        self._tried: Material | None = None  # what the newest call was made with, or would have been
+        self._source = target.tls.source(self._keeper) if target.tls is not None else None
+        if self._source is not None:
+            self._source.start()
 
     def call(self, kind: Kind, request: bytes) -> Message:
         """Send one serialized request; returns the response message.
 
         Raises:
-            CallFailed: any status but OK, with its code.
+            CallFailed: any status but OK, with its code; NO_IDENTITY where there is nothing to connect with.
         """
         method = METHODS[kind]
-        with self._lock:
-            if self._closed:
-                raise CallFailed("CANCELLED", "the client is closed")
-            channel = self._channel
-        try:
-            # The stubs of grpc know no serializer of None, which sends bytes as they are.
-            rpc: Any = channel.unary_unary(method.path, None, method.response.FromString)
-            response: Message = rpc(request, timeout=self.target.timeout_seconds)
-        except grpc.RpcError as error:
-            raise _failure(error) from None
-        except ValueError as error:  # what grpc says of a channel closed between the check and the call
-            raise CallFailed("CANCELLED", str(error)) from None
+        with self._connected() as connection:
+            try:
+                # The stubs of grpc know no serializer of None, which sends bytes as they are.
+                rpc: Any = connection.channel.unary_unary(method.path, None, method.response.FromString)
+                response: Message = rpc(request, timeout=self.target.timeout_seconds)
+            except grpc.RpcError as error:
+                raise self._failure(error, connection.material) from None
+            except ValueError as error:  # what grpc says of a channel closed between the check and the call
+                raise CallFailed("CANCELLED", str(error)) from None
         return response
 
-    def reopen_if_rotated(self) -> bool:
-        """Open a new channel if the TLS files have changed: grpc reads them only once. True if it did."""
-        tls = self.target.tls
-        if tls is None or (now := tls.fingerprint()) == self._fingerprint:
-            return False
-        fresh = self._open()
-        with self._lock:
-            old, self._channel, self._fingerprint = self._channel, fresh, now
-            if self._closed:
-                fresh.close()
-        old.close()
-        return True
+    def wait_for_identity(self) -> None:
+        """Until a call can be made: an identity from a SPIFFE agent takes its time.
+
+        Raises:
+            CallFailed: NO_IDENTITY, after the target's timeout.
+        """
+        deadline = time.monotonic() + self.target.timeout_seconds
+        while True:
+            self._news.clear()
+            try:
+                with self._connected():
+                    return
+            except CallFailed as failure:
+                if failure.code != NO_IDENTITY or not self._news.wait(max(0.0, deadline - time.monotonic())):
+                    raise
+
+    def has_news(self) -> bool:
+        """Whether the next call is made with other material than the last one, so that it may end otherwise."""
+        return self._keeper.material is not self._tried
+
+    def warn_of_expiry(self) -> None:
+        """Log it when the own certificate should have been renewed. To be called every few seconds."""
+        self._keeper.warn_of_expiry()
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            channel = self._channel
-        channel.close()
+            for connection in self._retired | ({self._connection} if self._connection else set()):
+                connection.close()
+        if self._source is not None:
+            self._source.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -127,34 +116,42 @@ class BillingClient:
     ) -> None:
         self.close()
 
-    def _open(self) -> grpc.Channel:
-        if self.target.tls is None:
-            return grpc.insecure_channel(self.target.address, options=_OPTIONS)
-        name = self.target.tls.server_name
-        options = (*_OPTIONS, ("grpc.ssl_target_name_override", name)) if name else _OPTIONS
-        return grpc.secure_channel(self.target.address, self.target.tls.credentials(), options=options)
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        with self._lock:
+            if self._closed:
+                raise CallFailed("CANCELLED", "the client is closed")
+            connection = self._newest()
+            connection.begin()
+        try:
+            yield connection
+        finally:
+            with self._lock:
+                connection.end()
+                if connection.is_done:
+                    self._retired.discard(connection)
 
+    def _newest(self) -> Connection:
+        material = self._tried = self._keeper.material
+        if self._connection is not None and self._connection.material is material:
+            return self._connection
+        if self._connection is not None:
+            # Before the new one is made: if that fails, the old one's trust has been withdrawn.
+            self._connection.retire()
+            if not self._connection.is_done:
+                self._retired.add(self._connection)
+            self._connection = None
+        try:
+            self._connection = Connection(self.target.address, self.target.tls, material)
+        except NoTrust as error:
+            problem = self._keeper.status().problem if material is None else None
+            raise CallFailed(NO_IDENTITY, (problem or str(error)).rstrip("."), hint=error.hint) from error
+        if material is not None and material.valid_until is not None:
+            shown = identity_of(material) or material.name
+            _log.info("connecting to %s as %s, until %s", self.target.address, shown, text(material.valid_until))
+        return self._connection
 
-def _read(path: Path | None) -> bytes | None:
-    try:
-        return path.read_bytes() if path is not None else None
-    except OSError as error:
-        raise SettingError(f"{path}: cannot be read: {error.strerror}.") from error
-
-
-def _failure(error: grpc.RpcError) -> CallFailed:
-    # Every error that a channel raises is also the call that failed; the type only says the former.
-    call: Any = error
-    return CallFailed(call.code().name, call.details() or "no details", _retry_after_seconds(call))
-
-
-def _retry_after_seconds(call: Any) -> float | None:
-    try:
-        status = rpc_status.from_call(call)
-    except ValueError:  # details that contradict the status: they are not to be trusted
-        return None
-    info = error_details_pb2.RetryInfo()
-    for detail in status.details if status is not None else ():
-        if detail.Unpack(info):
-            return float(info.retry_delay.seconds + info.retry_delay.nanos / 1e9)
-    return None
+    def _failure(self, error: grpc.RpcError, material: Material | None) -> CallFailed:
+        code, details = code_and_details(error)
+        view = View(self.target.address, self.target.tls, material, datetime.now(UTC))
+        return CallFailed(code, details, retry_after_seconds(error), view.hint(code, details))

@@ -10,9 +10,11 @@ from typing import Final
 from google.protobuf.message import Message
 
 from billaged.client.backoff import Backoff
-from billaged.client.channel import BillingClient, CallFailed
+from billaged.client.channel import BillingClient
 from billaged.client.cursor import Position
 from billaged.client.delivery import Delivery, join
+from billaged.client.failure import UNKEPT, CallFailed
+from billaged.client.outage import Outage
 from billaged.client.refused import RefusedFile
 from billaged.client.spool import Spool
 from billaged.model.records import Kind
@@ -22,8 +24,11 @@ from billaged.wire.billing.v1 import billing_pb2 as pb
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_NANOS: Final = 30 * NANOS
-# The request itself is wrong: sent again it would be refused again. Anything else may pass.
+# The request itself is wrong: sent again it would be refused again. Anything else may pass, also
+# a refusal of who we are: policies are corrected and certificates renewed, and the usage was real.
 _FINAL_CODES: Final = frozenset({"INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE"})
+# With these a heartbeat is let go: they say nothing about the samples.
+_HEARTBEAT_CODES: Final = _FINAL_CODES | {"PERMISSION_DENIED"}
 _WINDOW_RECORDS: Final = 10_000
 _WINDOW_BYTES: Final = 2**20
 
@@ -50,7 +55,7 @@ class Courier:
         self._refusals_said: set[tuple[str, str]] = set()
         self._next_heartbeat_ns = clock.monotonic_nanos()
         self._retry_ns = self._next_heartbeat_ns  # no call before this
-        self._away_code: str | None = None  # what the server was last away with, None while it is there
+        self._outage = Outage(client.target.address)
         self._window: deque[Delivery] = deque()  # what was read from the spool and is not yet acknowledged
         self._window_end = Position(0, 0)
         self.acknowledged = 0  # records of the spool that the server took
@@ -59,21 +64,26 @@ class Courier:
     def deliver(self) -> float:
         """Send what is due, up to one window; returns the seconds after which there is more to do (0: at once)."""
         now_ns = self._clock.monotonic_nanos()
-        if now_ns < self._retry_ns:
+        if now_ns < self._retry_ns and not self.may_differ():
             return (self._retry_ns - now_ns) / NANOS
         try:
             self._send_heartbeat(now_ns)
             worked = self._send_window()
         except CallFailed as failure:
             return self._wait_after(failure)
-        self._note_there()
+        self._outage.end(self.acknowledged)
+        self._backoff.reset()
         if worked:
             return 0.0
         return max(0.0, (self._next_heartbeat_ns - self._clock.monotonic_nanos()) / NANOS)
 
     def is_away(self) -> bool:
         """Whether the last call failed in a way that may pass."""
-        return self._away_code is not None
+        return self._outage.is_on()
+
+    def may_differ(self) -> bool:
+        """Whether what failed may work now, without waiting any longer: there is another identity."""
+        return self._client.has_news()
 
     def _send_heartbeat(self, now_ns: int) -> None:
         if now_ns < self._next_heartbeat_ns:
@@ -82,9 +92,9 @@ class Courier:
         try:
             self._client.call(Kind.HEARTBEAT, request.SerializeToString())
         except CallFailed as failure:
-            if failure.code not in _FINAL_CODES:
+            if failure.code not in _HEARTBEAT_CODES:
                 raise
-            self._say_refused(self._instance_id, failure)
+            self._say_refused(self._instance_id, f"heartbeats refused: {failure}. {failure.hint}", failure)
         self._next_heartbeat_ns = now_ns + HEARTBEAT_NANOS
 
     def _send_window(self) -> bool:
@@ -108,8 +118,9 @@ class Courier:
                 raise CallFailed("FAILED_PRECONDITION", getattr(response, "message", "") or "answered success=false")
         except CallFailed as failure:
             final = failure.code in _FINAL_CODES
+            too_large = failure.code == "RESOURCE_EXHAUSTED" and not failure.is_throttling
             # One bad sample must not take the others with it, and a batch may be too large for this server.
-            if len(delivery.records) > 1 and (final or failure.code == "RESOURCE_EXHAUSTED"):
+            if len(delivery.records) > 1 and (final or too_large):
                 self._window.popleft()
                 self._window.extendleft(reversed(delivery.halves()))
                 if final:
@@ -117,7 +128,8 @@ class Courier:
             if not final:
                 raise
             self._keep_refused(delivery, request, failure)
-            self._say_refused(delivery.vm_id, failure)
+            said = f"refused: {failure}; kept in {self._refused.path}"
+            self._say_refused(delivery.vm_id, said, failure)
             self.refused += len(delivery.records)
         else:
             self.acknowledged += len(delivery.records)
@@ -130,30 +142,16 @@ class Courier:
             self._refused.add(self._clock.wall_nanos(), delivery.kind, request, str(failure))
         except OSError as error:
             # Then it stays in the spool, and in the way: nothing that was metered goes without a trace.
-            raise CallFailed("UNKEPT", f"{self._refused.path}: {error.strerror}, for {failure}") from error
+            raise CallFailed(UNKEPT, f"{self._refused.path}: {error.strerror}, for {failure}") from error
 
     def _wait_after(self, failure: CallFailed) -> float:
-        reopened = self._client.reopen_if_rotated()
-        seconds = self._backoff.after_failure(failure.retry_after_seconds)
-        if failure.code == "CANCELLED":
-            _log.debug("call cancelled: %s", failure.details)
-        elif failure.code != self._away_code:
-            _log.warning("%s: %s; usage waits on disk", self._client.target.address, failure)
-        else:
-            _log.debug("%s: %s; next try in %.1f s", self._client.target.address, failure, seconds)
-        if reopened:
-            _log.info("the TLS files have changed and are in use now")
-        self._away_code = failure.code
-        self._retry_ns = self._clock.monotonic_nanos() + int(seconds * NANOS)
+        seconds = self._backoff.after_failure(failure.code, failure.retry_after_seconds)
+        now_ns = self._clock.monotonic_nanos()
+        self._outage.note(failure, seconds, self._spool.used_bytes, now_ns)
+        self._retry_ns = now_ns + int(seconds * NANOS)
         return seconds
 
-    def _note_there(self) -> None:
-        if self._away_code is not None:
-            _log.info("%s is back; %d records acknowledged so far", self._client.target.address, self.acknowledged)
-        self._away_code = None
-        self._backoff.reset()
-
-    def _say_refused(self, subject: str, failure: CallFailed) -> None:
+    def _say_refused(self, subject: str, said: str, failure: CallFailed) -> None:
         if (subject, failure.code) not in self._refusals_said:
             self._refusals_said.add((subject, failure.code))
-            _log.error("%s refused: %s; kept in %s (said once)", subject, failure, self._refused.path)
+            _log.error("%s %s (said once)", subject, said.rstrip())

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
+from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 from connectrpc.code import Code
@@ -20,14 +21,14 @@ from google.protobuf.message import Message
 from protobuf.wkt import Any as WireAny
 from starlette.responses import JSONResponse
 
+from billaged.doors.gate import Admission
 from billaged.doors.json_codec import decode_json, encode_json
 from billaged.doors.methods import BILLING_SERVICES, METHODS, SERVICES, STREAM_SERVICE, WATCH_METHOD, Method
 from billaged.doors.ports import Intake, SummaryFeed
 from billaged.doors.receiver import LARGE_BYTES, Receiver
 from billaged.doors.status import refusal
-from billaged.doors.watchers import STALLED_SECONDS, StalledWatcher, Watchers, parse_watch
-from billaged.identity.caller import PLAINTEXT
-from billaged.model.errors import NotServing
+from billaged.doors.watchers import STALLED_SECONDS, StalledWatcher, Watchers, watch_request
+from billaged.model.errors import Forbidden, NotServing, RequestError, Unauthenticated
 from billaged.settings import Grpc
 from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary, WatchSummariesRequest
 
@@ -35,7 +36,13 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+# Raises RequestError for who may not come in.
+Admit = Callable[[str, Scope], Admission]
+
 _log: Final = logging.getLogger("billaged.doors")
+
+# Of the request that the current task answers: one task answers one request, and handlers do not see its scope.
+_admitted: Final[ContextVar[Admission | RequestError]] = ContextVar("_admitted")
 
 # The ASGI extension under which the server offers a function that cuts the request's connection at once.
 CUT_EXTENSION: Final = "billaged.cut"
@@ -85,12 +92,17 @@ class ConnectDoor:
     def __init__(
         self,
         intake: Intake,
-        feed: SummaryFeed,
+        feed: SummaryFeed | Watchers,
         settings: Grpc,
+        admit: Admit,
         *,
         watcher_stalled_seconds: float = STALLED_SECONDS,
     ) -> None:
-        """``settings`` are the gRPC door's: a message may be as large here, and watchers share their places."""
+        """``settings`` are the gRPC door's: a message may be as large here, and watchers share their places.
+
+        ``admit`` is the gate: the admission for a bare method name and a request's scope.
+        """
+        self._admit = admit
         self._receiver = Receiver(intake, settings.max_message_bytes)
         self._watchers = Watchers.over(feed, settings.watchers_max)
         self._watcher_stalled_seconds = watcher_stalled_seconds
@@ -117,6 +129,15 @@ class ConnectDoor:
             return
         if scope["path"] == self._stream_path:
             send = self._impatient(scope, send)
+        # Before its body is read: a stranger's may be large.
+        try:
+            _admitted.set(self._admit(scope["path"].rpartition("/")[2], scope))
+        except (Unauthenticated, Forbidden) as error:
+            await denied_response(error)(scope, receive, send)
+            return
+        except RequestError as error:
+            # The protocol has a form for it, with its details.
+            _admitted.set(error)
         # The protocol's own types are ASGI's, spelt as TypedDicts.
         application: Any = self._application
         try:
@@ -179,11 +200,12 @@ class ConnectDoor:
     def _unary(self, method: Method) -> Callable[[Any, Any], Awaitable[Message]]:
         async def handle(body: Body, context: object) -> Message:
             try:
+                admission = _admission()
                 if body.is_json and len(body.data) > LARGE_BYTES:
                     payload = await self._receiver.beside(len(body.data), lambda: body.serialized(method.request))
                 else:
                     payload = body.serialized(method.request)
-                answer = await self._receiver.receive(method, payload, PLAINTEXT)
+                answer = await self._receiver.receive(method, payload, admission)
             except Exception as error:
                 raise connect_error(error) from error
             response = method.response()
@@ -200,8 +222,9 @@ class ConnectDoor:
         try:
             if self._stopping:
                 raise NotServing("billaged is stopping")
-            request = parse_watch(body.serialized(WatchSummariesRequest))
-            async with aclosing(self._watchers.watch(request.customer_ids, request.vm_ids)) as summaries:
+            admission = _admission()
+            request = watch_request(body.serialized(WatchSummariesRequest), admission)
+            async with aclosing(self._watchers.watch(request, admission)) as summaries:
                 async for summary in summaries:
                     yield summary
         except asyncio.CancelledError:
@@ -213,6 +236,21 @@ class ConnectDoor:
             raise connect_error(error) from error
         finally:
             self._watching.discard(task)
+
+
+def _admission() -> Admission:
+    admitted = _admitted.get()
+    if isinstance(admitted, RequestError):
+        raise admitted
+    return admitted
+
+
+def denied_response(error: Unauthenticated | Forbidden) -> JSONResponse:
+    """The answer to who may not come in, before anything of the request was read."""
+    told = refusal(error)
+    if isinstance(error, Forbidden):
+        return error_response(403, told.connect_code, told.message)
+    return error_response(401, told.connect_code, told.message, {"WWW-Authenticate": "Bearer"})
 
 
 def connect_error(error: Exception) -> ConnectError:

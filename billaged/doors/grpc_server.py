@@ -17,13 +17,14 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from billaged.doors.gate import Admission, Gate
 from billaged.doors.listening import GRPC_ADDRESS, GRPC_PORT, cannot_listen, join, open_socket
 from billaged.doors.methods import BILLING_SERVICES, METHODS, SERVICES, STREAM_SERVICE, WATCH_METHOD, Method
 from billaged.doors.ports import Intake, SummaryFeed
 from billaged.doors.receiver import Receiver
 from billaged.doors.status import refusal
-from billaged.doors.watchers import STALLED_SECONDS, StalledWatcher, Watchers, parse_watch
-from billaged.identity.caller import PLAINTEXT, Caller
+from billaged.doors.watchers import STALLED_SECONDS, StalledWatcher, Watchers, watch_request
+from billaged.identity.caller import Caller, plaintext_caller
 from billaged.model.errors import NotServing
 from billaged.settings import Grpc
 
@@ -35,6 +36,10 @@ UnaryHandler = Callable[[bytes, Context], Awaitable[bytes]]
 _log: Final = logging.getLogger("billaged.doors")
 
 _STATUS_SECONDS: Final = 1.0
+_MILLISECOND_NANOS: Final = 1_000_000
+# What gRPC takes for "no limit": the largest number of milliseconds it knows.
+_NEVER: Final = 2**31 - 1
+_REFLECTION: Final = f"/{reflection.SERVICE_NAME}/"
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -45,17 +50,16 @@ class GrpcDoor:
     def __init__(
         self,
         intake: Intake,
-        feed: SummaryFeed,
+        feed: SummaryFeed | Watchers,
         settings: Grpc,
-        credentials: grpc.ServerCredentials | None = None,
-        caller: Caller = lambda peer: PLAINTEXT,
+        gate: Gate,
         *,
         watcher_stalled_seconds: float = STALLED_SECONDS,
     ) -> None:
-        """``credentials`` None is plaintext. Doors that share ``Watchers`` as their feed share its places."""
+        """Doors that share ``Watchers`` as their feed share its places."""
         self._settings = settings
-        self._credentials = credentials
-        self._caller = caller
+        self._gate = gate
+        self._caller: Caller = plaintext_caller
         self._receiver = Receiver(intake, settings.max_message_bytes)
         self._watchers = Watchers.over(feed, settings.watchers_max)
         self._watcher_stalled_seconds = watcher_stalled_seconds
@@ -64,23 +68,32 @@ class GrpcDoor:
         self._health = _health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
 
-    async def start(self) -> int:
-        """Listen and serve; returns the port.
+    async def start(self, credentials: grpc.ServerCredentials | None = None, caller: Caller = plaintext_caller) -> int:
+        """Listen and serve; returns the port. ``credentials`` None is plaintext; ``caller`` tells who calls.
 
         Raises:
             StartError: the port cannot be had.
         """
-        settings = self._settings
-        server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=settings.max_concurrent_rpcs)
+        self._caller = caller
+        server = grpc.aio.server(
+            options=self._options(),
+            maximum_concurrent_rpcs=self._settings.max_concurrent_rpcs,
+            interceptors=[_GatedReflection(self._admit)],
+        )
         server.add_generic_rpc_handlers(self._handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self._set_health(_NOT_SERVING)
-        port = self._bind(server)
+        port = self._bind(server, credentials)
         await server.start()
         self._server = server
         await self._set_health(_SERVING)
         return port
+
+    async def set_serving(self, *, serving: bool) -> None:
+        """What health says while the server runs."""
+        if not self._stopping:
+            await self._set_health(_SERVING if serving else _NOT_SERVING)
 
     async def announce_stop(self) -> None:
         """Say NOT_SERVING to whoever asks for health, and go on serving."""
@@ -105,21 +118,26 @@ class GrpcDoor:
             # Both alike: between the two a request is refused at random.
             ("grpc.max_metadata_size", settings.max_metadata_bytes),
             ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
-            ("grpc.server_handshake_timeout_ms", settings.handshake_timeout_ns // 1_000_000),
+            ("grpc.server_handshake_timeout_ms", settings.handshake_timeout_ns // _MILLISECOND_NANOS),
+            ("grpc.max_allowed_incoming_connections", settings.max_connections),
+            ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
             # A watcher whose machine has vanished keeps its place only so long.
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.keepalive_time_ms", settings.keepalive_time_ns // _MILLISECOND_NANOS),
+            ("grpc.keepalive_timeout_ms", settings.keepalive_timeout_ns // _MILLISECOND_NANOS),
+            # Without a grace: what runs on an old connection ends by itself.
+            ("grpc.max_connection_age_ms", settings.connection_max_age_ns // _MILLISECOND_NANOS or _NEVER),
+            ("grpc.max_connection_idle_ms", settings.connection_max_idle_ns // _MILLISECOND_NANOS or _NEVER),
         ]
 
-    def _bind(self, server: grpc.aio.Server) -> int:
+    def _bind(self, server: grpc.aio.Server, credentials: grpc.ServerCredentials | None) -> int:
         settings = self._settings
         # Tried before gRPC tries: it logs lines of its own and does not say why.
         open_socket(settings.address, settings.port, GRPC_PORT, GRPC_ADDRESS).close()
         place = join(settings.address, settings.port)
         try:
-            if self._credentials is None:
+            if credentials is None:
                 return server.add_insecure_port(place)
-            return server.add_secure_port(place, self._credentials)
+            return server.add_secure_port(place, credentials)
         except RuntimeError as error:
             raise cannot_listen(settings.address, settings.port, GRPC_PORT, GRPC_ADDRESS, error) from error
 
@@ -133,12 +151,16 @@ class GrpcDoor:
             grpc.method_handlers_generic_handler(STREAM_SERVICE, watch),
         ]
 
+    def _admit(self, method: str, context: Context) -> Admission:
+        caller = self._caller
+        return self._gate.admit(method, lambda: caller(context), context.peer())
+
     def _unary(self, method: Method) -> UnaryHandler:
-        receive, caller = self._receiver.receive, self._caller
+        receive, admit, name = self._receiver.receive, self._admit, method.name
 
         async def handle(payload: bytes, context: Context) -> bytes:
             try:
-                return await receive(method, payload, caller(context))
+                return await receive(method, payload, admit(name, context))
             except Exception as error:
                 # Every one is told to the caller, and a bug is logged.
                 await context.abort_with_status(refusal(error).grpc_status())
@@ -172,8 +194,9 @@ class GrpcDoor:
             self._watching.discard(task)
 
     async def _send_summaries(self, payload: bytes, context: Context) -> None:
-        request = parse_watch(payload)
-        async with contextlib.aclosing(self._watchers.watch(request.customer_ids, request.vm_ids)) as summaries:
+        admission = self._admit(WATCH_METHOD, context)
+        request = watch_request(payload, admission)
+        async with contextlib.aclosing(self._watchers.watch(request, admission)) as summaries:
             # Answered at once: the first summary may be an interval away.
             await context.send_initial_metadata(())
             async for summary in summaries:
@@ -186,3 +209,26 @@ class GrpcDoor:
     async def _set_health(self, status: Any) -> None:
         for service in ("", *SERVICES):
             await self._health.set(service, status)
+
+
+class _GatedReflection(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """The handlers of ours pass the gate by themselves, health is open; reflection comes ready-made, so here."""
+
+    def __init__(self, admit: Callable[[str, Context], Admission]) -> None:
+        self._admit = admit
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith(_REFLECTION):
+            return handler
+        inner = handler.stream_stream
+
+        async def reflect(requests: Any, context: Context) -> Any:
+            try:
+                self._admit("reflection", context)
+            except Exception as error:  # noqa: BLE001 - each is told to the caller
+                await context.abort_with_status(refusal(error).grpc_status())
+            async for answer in inner(requests, context):
+                yield answer
+
+        return grpc.stream_stream_rpc_method_handler(reflect, handler.request_deserializer, handler.response_serializer)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
+from billaged.doors.gate import Admission
 from billaged.doors.methods import NO_METRICS, Method, processed
 from billaged.doors.ports import Intake
 from billaged.model.errors import Overloaded
@@ -31,8 +32,8 @@ class Receiver:
         self._large_bytes = 0  # of the requests that are being decoded by the threads, or wait for it
         self._large_bytes_max = _WAITING_MESSAGES_MAX * max_message_bytes
 
-    async def receive(self, method: Method, payload: bytes, caller: str) -> bytes:
-        """The serialized response, once what the request says is durable.
+    async def receive(self, method: Method, payload: bytes, admission: Admission) -> bytes:
+        """The serialized response to who has been admitted for this method, once what it says is durable.
 
         Raises:
             RequestError: the request was not taken.
@@ -41,12 +42,13 @@ class Receiver:
             record = decode(method.kind, payload)
         else:
             record = await self.beside(len(payload), lambda: decode(method.kind, payload))
+        await admission.check(record)
         if type(record) is MetricsBatch:
             if not record.samples:
                 return NO_METRICS
-            await self._submit(record, payload, caller)
+            await self._submit(record, payload, admission.identity)
             return processed(record.sample_count)
-        await self._submit(record, payload, caller)
+        await self._submit(record, payload, admission.identity)
         return method.success
 
     async def beside(self, size_bytes: int, work: Callable[[], Result]) -> Result:

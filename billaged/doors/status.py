@@ -14,7 +14,15 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from billaged.model.errors import InvalidField, NotServing, Overloaded, RequestError, WrongOwner
+from billaged.model.errors import (
+    Forbidden,
+    InvalidField,
+    NotServing,
+    Overloaded,
+    RequestError,
+    Unauthenticated,
+    WrongOwner,
+)
 from billaged.model.time import NANOS
 
 _log: Final = logging.getLogger("billaged.doors")
@@ -24,6 +32,8 @@ MAX_MESSAGE_CHARACTERS: Final = 500
 
 _CODES: Final[dict[type[Exception], tuple[grpc.StatusCode, Code]]] = {
     InvalidField: (grpc.StatusCode.INVALID_ARGUMENT, Code.INVALID_ARGUMENT),
+    Unauthenticated: (grpc.StatusCode.UNAUTHENTICATED, Code.UNAUTHENTICATED),
+    Forbidden: (grpc.StatusCode.PERMISSION_DENIED, Code.PERMISSION_DENIED),
     WrongOwner: (grpc.StatusCode.FAILED_PRECONDITION, Code.FAILED_PRECONDITION),
     Overloaded: (grpc.StatusCode.RESOURCE_EXHAUSTED, Code.RESOURCE_EXHAUSTED),
     NotServing: (grpc.StatusCode.UNAVAILABLE, Code.UNAVAILABLE),

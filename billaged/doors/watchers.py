@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final, cast
 
 from google.protobuf.message import DecodeError
 
+from billaged.doors.gate import Admission
 from billaged.doors.ports import SummaryFeed
 from billaged.model.errors import InvalidField, Overloaded
 from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary, WatchSummariesRequest
@@ -24,7 +25,7 @@ class StalledWatcher(Overloaded):
 
 
 class Watchers:
-    """A ``SummaryFeed`` that lets only so many watch at once, over all doors that share it."""
+    """Lets only so many watch a feed at once, over all doors that share it, and shows them what they may see."""
 
     def __init__(self, feed: SummaryFeed, watchers_max: int) -> None:
         self._feed = feed
@@ -32,14 +33,15 @@ class Watchers:
         self.open_count = 0  # streams that hold a place now
 
     @classmethod
-    def over(cls, feed: SummaryFeed, watchers_max: int) -> Watchers:
+    def over(cls, feed: SummaryFeed | Watchers, watchers_max: int) -> Watchers:
         """The feed itself if it is already limited, so that doors given the same one share its places."""
-        return feed if isinstance(feed, cls) else cls(feed, watchers_max)
+        return feed if isinstance(feed, Watchers) else cls(feed, watchers_max)
 
-    async def watch(self, customer_ids: Collection[str], vm_ids: Collection[str]) -> AsyncGenerator[UsageSummary, None]:
-        """As ``SummaryFeed.watch``; a place is taken with the first summary asked for.
+    async def watch(self, request: WatchSummariesRequest, admission: Admission) -> AsyncGenerator[UsageSummary, None]:
+        """The summaries from now on that were asked for and may be seen; a place is taken with the first.
 
         Raises:
+            Unauthenticated, Forbidden: the caller may not watch any more.
             Overloaded: no place is left, or the watcher has fallen too far behind.
         """
         if self.open_count >= self._watchers_max:
@@ -47,17 +49,27 @@ class Watchers:
         self.open_count += 1
         try:
             # The port promises that closing releases, so there is an aclose.
-            feed = cast(AsyncGenerator[UsageSummary, Any], self._feed.watch(customer_ids, vm_ids))
+            feed = cast(AsyncGenerator[UsageSummary, Any], self._feed.watch(request.customer_ids, request.vm_ids))
             async with aclosing(feed) as summaries:
                 async for summary in summaries:
-                    yield summary
+                    # A stream lives long: certificates end and policies change meanwhile.
+                    admission.renew()
+                    if admission.sees(summary.customer_id, summary.vm_id):
+                        yield summary
         finally:
             self.open_count -= 1
 
 
-def parse_watch(payload: bytes) -> WatchSummariesRequest:
-    """Raises InvalidField for bytes that are no such request."""
+def watch_request(payload: bytes, admission: Admission) -> WatchSummariesRequest:
+    """What is to be watched.
+
+    Raises:
+        InvalidField: the bytes are no such request.
+        Forbidden: it names a customer or a VM that may not be seen.
+    """
     try:
-        return WatchSummariesRequest.FromString(payload)
+        request = WatchSummariesRequest.FromString(payload)
     except DecodeError as error:
         raise InvalidField("", "the request is not a valid protobuf message of its type") from error
+    admission.check_filter(request.customer_ids, request.vm_ids)
+    return request

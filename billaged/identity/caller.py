@@ -1,65 +1,54 @@
-"""The caller: the text that the journal keeps about who sent a request."""
+"""The caller of an RPC: the text that the policy decides about and the journal keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
-from billaged.identity.tls import ServerTls
+from billaged.identity.peer import PeerVerifier
+from billaged.identity.policy import ANONYMOUS as ANONYMOUS
+from billaged.identity.policy import PLAINTEXT as PLAINTEXT
+from billaged.identity.policy import TOKEN as TOKEN
+from billaged.model.errors import Unauthenticated
 
-PLAINTEXT: Final = "plaintext"
-# TLS without a CA for callers: encrypted, but nobody has said who they are.
-ANONYMOUS: Final = "tls"
-
-_NAMES_KEPT_MAX: Final = 4096
-_MAX_CHARACTERS: Final = 255
+# Who has shown no certificate is counted by where it comes from, not by its name.
+UNPROVED: Final = (PLAINTEXT, ANONYMOUS)
 
 
-class Peer(Protocol):
+class RpcPeer(Protocol):
     """What is asked of an RPC's context."""
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         """What TLS knows about the peer."""
 
 
-Caller = Callable[[Peer], str]
+# Raises Unauthenticated for a certificate that does not hold (any more).
+Caller = Callable[[RpcPeer], str]
 
 
-def caller_of(tls: ServerTls) -> Caller:
-    """The way to name callers that fits how the server is secured."""
-    if tls.credentials is None:
-        return lambda peer: PLAINTEXT
-    if not tls.requires_client_certificate:
-        return lambda peer: ANONYMOUS
-    return CertificateCaller()
+def plaintext_caller(peer: RpcPeer) -> str:
+    """Of a server without TLS."""
+    return PLAINTEXT
+
+
+def anonymous_caller(peer: RpcPeer) -> str:
+    """Of a server that asks for no certificate."""
+    return ANONYMOUS
 
 
 class CertificateCaller:
-    """Names a peer by its certificate: the first URI name, else the first DNS name, else the common name."""
+    """Of a server with mTLS: verified with every call, by the clock of this moment."""
 
-    def __init__(self) -> None:
-        self._names: dict[bytes, str] = {}  # by the peer's certificate, PEM
+    def __init__(self, verifier: PeerVerifier, wall_nanos: Callable[[], int]) -> None:
+        self._verifier = verifier
+        self._wall_nanos = wall_nanos
 
-    def __call__(self, peer: Peer) -> str:
+    def __call__(self, peer: RpcPeer) -> str:
         facts = peer.auth_context()
-        certificate = _first(facts, "x509_pem_cert")
-        name = self._names.get(certificate)
-        if name is None:
-            if len(self._names) >= _NAMES_KEPT_MAX:
-                # Short-lived certificates would otherwise add up for as long as the daemon runs.
-                self._names.clear()
-            name = self._names[certificate] = _name(facts)
-        return name
-
-
-def _name(facts: Mapping[str, Iterable[bytes]]) -> str:
-    for key in ("peer_uri", "peer_dns", "x509_common_name"):
-        value = _first(facts, key)
-        if value:
-            text = value.decode("utf-8", "backslashreplace")[:_MAX_CHARACTERS]
-            # It ends up in logs and tables: nothing in it may look like the end of a line.
-            return "".join(character if character.isprintable() else "?" for character in text)
-    return ANONYMOUS
+        leaf = _first(facts, "x509_pem_cert")
+        if not leaf:
+            raise Unauthenticated("no certificate was shown")
+        return self._verifier.verify(leaf, _first(facts, "x509_pem_cert_chain"), self._wall_nanos())
 
 
 def _first(facts: Mapping[str, Iterable[bytes]], key: str) -> bytes:

@@ -17,6 +17,7 @@ _OWNED: Final = (MetricsBatch, VmStarted)
 # How long a request that seems to have the wrong owner waits for what came before it to be folded.
 _SETTLE_SECONDS: Final = 5.0
 _SETTLE_POLL_SECONDS: Final = 0.005
+_LOOK_UPS_MAX: Final = 64
 
 
 class Fold(Protocol):
@@ -31,6 +32,9 @@ class Fold(Protocol):
         """The bytes of their payloads."""
 
     def owner_of(self, vm_id: str) -> str | None: ...
+
+    def last_owner_of(self, vm_id: str) -> str | None:
+        """May take its time: called in a thread."""
 
     def knows(self, vm_id: str) -> bool: ...
 
@@ -63,6 +67,8 @@ class Intake:
         self._submitted = 0
         # Bytes of their payloads.
         self._submitted_bytes = 0
+        # Requests that wait to hear whose a VM is.
+        self._looking_up = 0
 
     async def submit(self, record: Record, payload: bytes, caller: str) -> None:
         """Validate, journal, return once it is durable (``doors.ports.Intake``)."""
@@ -88,16 +94,37 @@ class Intake:
         self._hand_over(Waiting(codec.kind_of(record), now.wall_ns, caller, payload, record, done))
         await done
 
+    def running_customer(self, vm_id: str) -> str | None:
+        """Who pays for a VM, as far as is known at this moment (``doors.gate.Owners``)."""
+        return self._fold.owner_of(vm_id)
+
+    async def customer_of(self, vm_id: str) -> str | None:
+        """Who pays for a VM, or paid last, once all that came before is folded (``doors.gate.Owners``)."""
+        if (owner := self._fold.owner_of(vm_id)) is not None:
+            return owner
+        if self._looking_up >= _LOOK_UPS_MAX:
+            raise Overloaded("too many VMs that are not running are being looked up")
+        self._looking_up += 1
+        try:
+            await self._settle()
+            return await asyncio.to_thread(self._fold.last_owner_of, vm_id)
+        finally:
+            self._looking_up -= 1
+
     async def _refuse_wrong_owner(self, record: MetricsBatch | VmStarted) -> None:
         """Another customer's, it seems: certain once everything that came before is folded."""
+        await self._settle()
+        if self._fold.owner_of(record.vm_id) not in (None, record.customer_id):
+            raise WrongOwner(record.vm_id)
+
+    async def _settle(self) -> None:
+        """Wait until everything that came before is folded. Raises Overloaded if that takes too long."""
         before = self._submitted
         deadline = asyncio.get_running_loop().time() + _SETTLE_SECONDS
         while self._fold.folded_entries < before:
             if asyncio.get_running_loop().time() > deadline:
                 raise Overloaded("the fold is behind; send again in a moment")
             await asyncio.sleep(_SETTLE_POLL_SECONDS)
-        if self._fold.owner_of(record.vm_id) not in (None, record.customer_id):
-            raise WrongOwner(record.vm_id)
 
     def submit_own(self, record: Tick | FoldRules) -> None:
         """Journal one of the daemon's own records; it is folded in its place."""

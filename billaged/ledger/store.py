@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Select, bindparam, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import StaticPool
 
 from billaged.aggregator import changes as c
 from billaged.aggregator.buckets import BucketClock
@@ -52,6 +55,9 @@ class LedgerStore:
             StorageError: the ledger belongs to another journal.
         """
         self._engine = engine
+        # A ledger in memory is one connection, and one transaction at a time; files have one for each thread.
+        in_memory = isinstance(engine.pool, StaticPool)
+        self._alone: AbstractContextManager[Any] = threading.Lock() if in_memory else nullcontext()
         with engine.begin() as connection:
             row = connection.execute(select(t.checkpoint)).one_or_none()
             if row is None:
@@ -74,7 +80,7 @@ class LedgerStore:
 
     def commit(self, changes: LedgerChanges) -> None:
         try:
-            with self._engine.begin() as connection:
+            with self._alone, self._engine.begin() as connection:
                 self._advance(connection, changes)
                 _write(connection, changes)
         except DBAPIError as error:
@@ -96,9 +102,10 @@ class LedgerStore:
             )
 
     def newest_sessions(self, vm_ids: Collection[str]) -> Sequence[Row]:
+        """The newest session of each VM that has one, as ``SESSION_COLUMNS``. Any thread may ask."""
         wanted = list(vm_ids)
         rows: list[Any] = []
-        with self._engine.connect() as connection:
+        with self._alone, self._engine.connect() as connection:
             for start in range(0, len(wanted), _ASK_VMS):
                 query = _session_rows().where(t.sessions.c.newest == 1)
                 query = query.where(t.sessions.c.vm_id.in_(wanted[start : start + _ASK_VMS]))

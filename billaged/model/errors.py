@@ -3,12 +3,15 @@
     BillagedError
     ├── RequestError               the caller's request is not taken; nothing was written
     │   ├── InvalidField           a field is wrong; never retry as it is
+    │   ├── Unauthenticated        who calls has not been proved, or not any more
+    │   ├── Forbidden              who calls may not do this
     │   ├── WrongOwner             the VM belongs to another customer
     │   ├── Overloaded             too much in flight or no disk; retry after a while
     │   └── NotServing             starting, stopping, or the clock cannot be trusted; retry
     └── StartError                 the daemon or a command cannot go on; a hint says what to do
         ├── SettingError           a setting is unknown or wrong
         ├── StorageError           the data directory cannot be used as it is
+        ├── IdentityUnavailable    nobody gave the daemon an identity in time; a restart may help
         └── DurabilityLost         a commit failed: what is on disk is unknown, only a restart tells
 
 Each surface translates it once: gRPC in ``doors/status.py``, HTTP in the same
@@ -37,6 +40,21 @@ class InvalidField(RequestError):
         super().__init__(f"{field}: {problem}" if field else problem)
         self.field = field
         self.problem = problem
+
+
+class Unauthenticated(RequestError):
+    """The caller's certificate or token does not hold. ``identity`` is what was claimed, for the log."""
+
+    def __init__(self, problem: str, identity: str = "") -> None:
+        super().__init__(problem)
+        self.identity = identity
+
+
+class Forbidden(RequestError):
+    """The policy does not let this caller do this; why is for the operator's log, not for the caller."""
+
+    def __init__(self) -> None:
+        super().__init__("not allowed")
 
 
 class WrongOwner(RequestError):
@@ -77,6 +95,10 @@ class SettingError(StartError):
 
 class StorageError(StartError):
     """The data directory, the journal or the ledger cannot be used as it is."""
+
+
+class IdentityUnavailable(StartError):
+    """No identity came in time."""
 
 
 class DurabilityLost(StartError):

@@ -23,9 +23,5 @@ COMING: Final = {
     "OTEL_PROMETHEUS_PORT": Coming("port of the Prometheus endpoint"),
     "OTEL_PROMETHEUS_INTERFACE": Coming("address of the Prometheus endpoint"),
     "OTEL_HIGH_CARDINALITY_ENABLED": Coming("labels with VM and customer on or off"),
-    "HTTP_TOKEN": Coming("bearer token of the HTTP server", secret=True),
-    "HTTP_TOKEN_FILE": Coming("file with the bearer token of the HTTP server"),
-    "ALLOW_PLAINTEXT": Coming("consent to plaintext beyond loopback"),
-    "POLICY_FILE": Coming("which identity may do what"),
     "DATABASE_URL": Coming("the ledger's database", secret=True),
 }

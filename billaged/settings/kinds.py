@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, SecretStr
 from pydantic_core import CoreSchema, core_schema
 
 from billaged.model.time import format_duration, parse_duration
@@ -208,6 +208,46 @@ class Choice(Kind):
         if text.lower() not in self.choices:
             raise ValueError(f"{shown(text)} is none of the choices; it must be {self.values}")
         return text.lower()
+
+
+_FLAGS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+@dataclass(frozen=True)
+class Flag(Kind):
+    """Yes or no."""
+
+    @property
+    def values(self) -> str:
+        return "true or false"
+
+    def read(self, text: str) -> bool:
+        if (value := _FLAGS.get(text.lower())) is None:
+            raise ValueError(f"{shown(text)} is neither; it must be {self.values}")
+        return value
+
+    def write(self, value: bool) -> str:
+        return "true" if value else "false"
+
+
+@dataclass(frozen=True)
+class Secret(Kind):
+    """What only its holder may know: never shown, not even in an error."""
+
+    characters_min: int
+
+    @property
+    def values(self) -> str:
+        return f"at least {self.characters_min} visible ASCII characters"
+
+    def read(self, text: str) -> SecretStr:
+        return SecretStr(text)
+
+    def check(self, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if len(text) < self.characters_min or not all("!" <= character <= "~" for character in text):
+            raise ValueError(f"is not what a secret should be; it must be {self.values}")
+        return value
 
 
 @dataclass(frozen=True)

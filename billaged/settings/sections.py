@@ -6,12 +6,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import model_validator
+from pydantic import SecretStr, model_validator
 
 from billaged.model.quantity import GIB, MIB, ScoreWeights
 from billaged.model.records import FoldRules
 from billaged.model.time import DAY_NANOS, HOUR_NANOS, MINUTE_NANOS, NANOS
-from billaged.settings.kinds import Choice, Duration, File, Fraction, Host, Size, Whole
+from billaged.settings.kinds import Choice, Duration, File, Flag, Fraction, Host, Secret, Size, Whole
 from billaged.settings.section import Section, Variable
 
 KIB: Final = 2**10
@@ -38,6 +38,37 @@ class Grpc(Section):
     max_metadata_bytes: Annotated[int, Variable("MAX_METADATA_BYTES"), Size(4 * KIB, MIB)] = 16 * KIB
     """Largest metadata (headers) of a request."""
 
+    max_connections: Annotated[int, Variable("MAX_CONNECTIONS"), Whole(1, 1_000_000)] = 4096
+    """Connections open at once, those in their handshake included. More are closed as they come."""
+
+    max_connections_per_identity: Annotated[int, Variable("MAX_CONNECTIONS_PER_IDENTITY"), Whole(0, 1_000_000)] = 256
+    """Connections one identity may use at once; without TLS, one remote address. RPCs on more are refused with
+    RESOURCE_EXHAUSTED; 0 for no limit."""
+
+    max_streams_per_connection: Annotated[int, Variable("MAX_STREAMS_PER_CONNECTION"), Whole(1, 1_000_000)] = 1024
+    """RPCs in flight on one connection. A client's others wait in the client."""
+
+    connection_max_age_ns: Annotated[int, Variable("CONNECTION_MAX_AGE"), Duration("0s", "87600h")] = HOUR_NANOS
+    """A connection older than this is asked to go and connect anew; running RPCs finish. 0 for no limit."""
+
+    connection_max_idle_ns: Annotated[int, Variable("CONNECTION_MAX_IDLE"), Duration("0s", "87600h")] = (
+        15 * MINUTE_NANOS
+    )
+    """A connection without RPCs for this long is closed; 0 for no limit."""
+
+    keepalive_time_ns: Annotated[int, Variable("KEEPALIVE_TIME"), Duration("1s", "24h")] = MINUTE_NANOS
+    """A connection that is silent for this long is asked whether its other side is still there."""
+
+    keepalive_timeout_ns: Annotated[int, Variable("KEEPALIVE_TIMEOUT"), Duration("100ms", "10m")] = 20 * NANOS
+    """How long the answer to that may take before the connection is closed."""
+
+    requests_per_second: Annotated[int, Variable("REQUESTS_PER_SECOND"), Whole(0, 10_000_000)] = 5_000
+    """Requests a second of one identity (without TLS: of one remote address), five seconds' worth at once.
+    More are refused with RESOURCE_EXHAUSTED and a retry delay; 0 for no limit. HTTP counts too."""
+
+    samples_per_second: Annotated[int, Variable("SAMPLES_PER_SECOND"), Whole(0, 1_000_000_000)] = 500_000
+    """Samples a second of one identity, in the same way."""
+
     handshake_timeout_ns: Annotated[int, Variable("HANDSHAKE_TIMEOUT"), Duration("100ms", "10m")] = 10 * NANOS
     """How long a new connection may take for its TLS and HTTP/2 handshake before it is cut."""
 
@@ -55,7 +86,19 @@ class Http(Section):
     """TCP port of the HTTP server; 0 takes any free one."""
 
     address: Annotated[str, Variable("HTTP_ADDRESS"), Host()] = "127.0.0.1"
-    """Address the HTTP server listens on. It has neither TLS nor authentication: think before it leaves loopback."""
+    """Address the HTTP server listens on. On loopback it is plaintext; elsewhere it uses the TLS of gRPC."""
+
+    token: Annotated[SecretStr | None, Variable("HTTP_TOKEN"), Secret(16)] = None
+    """Bearer token that HTTP without TLS asks for. Its callers are `@token` to the policy."""
+
+    token_file: Annotated[Path | None, Variable("HTTP_TOKEN_FILE"), File()] = None
+    """File with that token (surrounding white space is ignored); read again on SIGHUP."""
+
+    @model_validator(mode="after")
+    def _one_token(self) -> Http:
+        if self.token is not None and self.token_file is not None:
+            raise ValueError(f"{Variable('HTTP_TOKEN').name}: the token is also in a file; give only one of the two")
+        return self
 
 
 class Tls(Section):
@@ -78,6 +121,19 @@ class Tls(Section):
 
     spiffe_socket: Annotated[Path, Variable("SPIFFE_SOCKET"), File()] = Path("/var/lib/spire/agent/agent.sock")
     """Unix socket of the SPIFFE agent's Workload API."""
+
+    spiffe_wait_ns: Annotated[int, Variable("SPIFFE_WAIT"), Duration("1s", "24h")] = 5 * MINUTE_NANOS
+    """How long a start waits for the SPIFFE agent before it gives up."""
+
+    reload_interval_ns: Annotated[int, Variable("TLS_RELOAD_INTERVAL"), Duration("100ms", "1h")] = 5 * NANOS
+    """How often mode `file` looks whether its files have changed."""
+
+    allow_plaintext: Annotated[bool, Variable("ALLOW_PLAINTEXT"), Flag()] = False
+    """Consent to mode `disabled` on addresses beyond loopback: anybody who can connect can write and read bills."""
+
+    policy_file: Annotated[Path | None, Variable("POLICY_FILE"), File()] = None
+    """Which identity may do what, TOML; read again on SIGHUP. Without it, TLS allows nothing but health checks,
+    and mode `disabled` everything."""
 
     @model_validator(mode="after")
     def _file_mode_has_files(self) -> Tls:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from billaged.model.errors import SettingError
 from billaged.settings.coming import COMING
-from billaged.settings.kinds import printable
+from billaged.settings.kinds import Secret, printable
 from billaged.settings.section import PREFIX, Section, SectionField
 from billaged.settings.sections import Aggregation, Grpc, Http, Intake, Log, Score, Storage, Summaries, Tls
 
@@ -110,16 +110,18 @@ class Settings:
         """Every setting with its value in force, then the names of a later version that are set."""
         for section_name, section in self.sections.items():
             for item in section.described_fields():
+                secret = isinstance(item.kind, Secret)
+                value = item.write(getattr(section, item.attribute))
                 yield SettingLine(
                     name=item.variable.name,
                     section=section_name,
                     attribute=item.attribute,
-                    value=item.write(getattr(section, item.attribute)),
+                    value=HIDDEN if secret and value is not None else value,
                     source="environment" if item.variable.name in self.given else "default",
                     default=item.write(item.default),
                     values=item.kind.values,
                     description=item.description,
-                    secret=False,
+                    secret=secret,
                     not_yet=item.variable.not_yet,
                 )
         for name, text in self.coming.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
@@ -15,10 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 import billaged
-from billaged.doors.connect import ConnectDoor, error_response
+from billaged.doors.connect import Admit, ConnectDoor, denied_response, error_response
 from billaged.doors.status import refusal
+from billaged.model.errors import Forbidden, Overloaded, RequestError, Unauthenticated
 
-State = Literal["starting", "ok", "stopping"]
+State = Literal["starting", "ok", "expired", "stopping"]
 
 _CODES: Final = {404: Code.NOT_FOUND, 405: Code.UNIMPLEMENTED}
 # What is shown is of this moment: no cache between may keep it.
@@ -29,13 +31,15 @@ def http_app(
     door: ConnectDoor,
     state: Callable[[], State],
     stats: Callable[[], Mapping[str, Any]],
+    admit: Admit,
     *,
     monotonic_seconds: Callable[[], float] = time.monotonic,
 ) -> Starlette:
     """The application around the Connect door.
 
     ``state`` is what /health says ("ok" answers 200, else 503). ``stats`` is called in
-    a thread, for it may wait for a lock, and gives what json can write.
+    a thread, for it may wait for a lock, and gives what json can write. ``admit`` is the gate: only
+    /health is open to all.
     """
     started_seconds = monotonic_seconds()
 
@@ -51,7 +55,15 @@ def http_app(
 
     async def statistics(request: Request) -> Response:
         try:
+            admit("GET /stats", request.scope)
             body = dict(await asyncio.to_thread(stats))
+        except (Unauthenticated, Forbidden) as error:
+            return denied_response(error)
+        except RequestError as error:
+            told = refusal(error)
+            seconds = math.ceil(error.retry_after_seconds or 1)
+            status = 429 if isinstance(error, Overloaded) else 503
+            return error_response(status, told.connect_code, told.message, {"Retry-After": str(seconds)})
         except Exception as error:  # noqa: BLE001 - a bug there is logged, and told by its reference only
             return await _unexpected(request, error)
         return JSONResponse(body, headers=_FRESH)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import ssl
+import sys
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -16,14 +19,18 @@ from connectrpc.code import Code
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from billaged.doors.connect import CUT_EXTENSION
+from billaged.doors.http_caller import PEER_EXTENSION
 
 _log: Final = logging.getLogger("billaged.web")
 
 # Headers, and whatever else comes without moving the body forward: chunk extensions, trailers.
 MAX_HEADER_BYTES: Final = 64 * 1024
 REQUEST_SECONDS: Final = 30.0
-# Each open connection is a file descriptor, which the journal and the gRPC server need as well.
+# Each open connection is a file descriptor, which the journal and the gRPC server need as well. Those in
+# their TLS handshake count too (web.acceptor).
 CONNECTIONS_MAX: Final = 1024
+
+_DER: Final = 2  # _ssl.ENCODING_DER
 
 
 def _closing_answer(status: HTTPStatus, code: Code, message: str) -> bytes:
@@ -48,16 +55,21 @@ class GuardedProtocol(HttpToolsProtocol):
 
     request_seconds = REQUEST_SECONDS
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, made: Callable[[], None] = lambda: None, **named: Any) -> None:
+        """``made`` is called when the connection is made; the rest is uvicorn's."""
         super().__init__(*arguments, **named)
+        self._made = made
         self._deadline: asyncio.TimerHandle | None = None  # when the request that is coming in is cut off
         self._header_bytes = 0  # received since the body last moved forward
+        self._peer: dict[object, object] | None = None  # the certificate it has shown
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._made()
         if len(self.connections) > CONNECTIONS_MAX:
             transport.abort()
         else:
+            self._peer = _peer(transport)
             self._set_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -79,7 +91,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {CUT_EXTENSION: {"cut": self._cut}}
+        extensions: dict[str, dict[object, object]] = {CUT_EXTENSION: {"cut": self._cut}}
+        if self._peer is not None:
+            extensions[PEER_EXTENSION] = self._peer
+        self.scope["extensions"] = extensions
         self._header_bytes = 0
         if self._deadline is None:
             self._set_deadline()
@@ -106,3 +121,23 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.cycle is not None:
             self.cycle.disconnected = True
         self.transport.abort()
+
+
+def _peer(transport: asyncio.BaseTransport) -> dict[object, object] | None:
+    """The certificate that the client has shown, and those behind it; None without one, and without TLS."""
+    connection: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    if connection is None or connection.getpeercert(binary_form=True) is None:
+        return None
+    leaf, *chain = _chain(connection)
+    return {"leaf": leaf, "chain": b"".join(chain)}
+
+
+def _chain(connection: ssl.SSLObject) -> list[bytes]:
+    """All certificates that the client has sent, PEM, its own first."""
+    if sys.version_info >= (3, 13):
+        ders = connection.get_unverified_chain()
+    else:
+        # The same, before it was made public.
+        shown = connection._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
+        ders = [certificate.public_bytes(_DER) for certificate in shown]
+    return [ssl.DER_cert_to_PEM_cert(der).encode("ascii") for der in ders]

@@ -1,19 +1,24 @@
-"""The HTTP server: uvicorn in the daemon's own loop, on a socket of ours."""
+"""The HTTP server: uvicorn in the daemon's own loop, on a socket of ours, with TLS that follows the keeper."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from collections.abc import Callable
 from typing import Any, Final
 
 import uvicorn
 from connectrpc.code import Code
 
 from billaged.doors.connect import error_response
-from billaged.doors.listening import HTTP_ADDRESS, HTTP_PORT, is_loopback, open_socket
+from billaged.doors.listening import HTTP_ADDRESS, HTTP_PORT, open_socket
+from billaged.identity.http_tls import ServerTls
+from billaged.identity.keeper import Keeper
 from billaged.model.errors import StartError
-from billaged.settings import Http, Tls
-from billaged.web.protocol import GuardedProtocol
+from billaged.settings import Http
+from billaged.web import protocol
+from billaged.web.acceptor import Acceptor
 
 # Requests at once, watchers among them: each may hold one largest message and its decoded form.
 REQUESTS_MAX: Final = 256
@@ -22,48 +27,72 @@ _POLL_SECONDS: Final = 0.01
 _LAST_SECONDS: Final = 1.0
 
 
-def check_plaintext(tls: Tls, http: Http) -> None:
-    """HTTP has no TLS of its own: where gRPC must be secured, it stays on this machine.
-
-    Raises:
-        StartError: it would take usage in plaintext from other machines.
-    """
-    if tls.mode != "disabled" and not is_loopback(http.address):
-        raise StartError(
-            f"{HTTP_ADDRESS}={http.address}: HTTP would take usage in plaintext from other machines, while "
-            f"UNKEY_BILLAGED_TLS_MODE={tls.mode} asks for TLS.",
-            f"Set {HTTP_ADDRESS} to 127.0.0.1 (a proxy on this machine can add TLS and authentication).",
-        )
-
-
 class _Server(uvicorn.Server):
-    """Without signal handlers: the daemon has its own."""
+    """Without signal handlers: the daemon has its own. ``tls`` None is plaintext."""
 
-    async def serve_here(self, sockets: list[Any]) -> None:
+    def __init__(self, config: uvicorn.Config, tls: ServerTls | None, handshake_seconds: float) -> None:
+        super().__init__(config)
+        self._tls = tls
+        self._handshake_seconds = handshake_seconds
+
+    async def serve_here(self, sockets: list[socket.socket]) -> None:
         await self._serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._tls is None or sockets is None:
+            await super().startup(sockets)
+            return
+        # What uvicorn does with its servers is to close them and to wait until they are.
+        self.servers: list[Any] = [
+            Acceptor(listening, self._tls, self._connection, self._places, self._handshake_seconds)
+            for listening in sockets
+        ]
+        self.started = True
+
+    def _connection(self, made: Callable[[], None]) -> asyncio.Protocol:
+        return protocol.GuardedProtocol(self.config, self.server_state, app_state={}, made=made)
+
+    def _places(self) -> int:
+        return protocol.CONNECTIONS_MAX - len(self.server_state.connections)
 
 
 class HttpServer:
-    """Serves an ASGI application. Started once, stopped once."""
+    """Serves an ASGI application. Listens, serves and stops once each."""
 
-    def __init__(self, app: Any, settings: Http) -> None:
+    def __init__(
+        self, app: Any, settings: Http, keeper: Keeper | None = None, handshake_timeout_seconds: float = 10.0
+    ) -> None:
+        """With a keeper it serves TLS only: a client certificate is asked for where there is trust, but not needed."""
         self._app = app
         self._settings = settings
+        self._keeper = keeper
+        self._handshake_timeout_seconds = handshake_timeout_seconds
+        self._listening: socket.socket | None = None
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
-    async def start(self) -> int:
-        """Listen and serve; returns the port.
+    def listen(self) -> int:
+        """Take the port, which it returns; who connects waits for ``start``.
 
         Raises:
             StartError: the port cannot be had.
         """
-        listening = open_socket(self._settings.address, self._settings.port, HTTP_PORT, HTTP_ADDRESS)
+        port: int = self._listen().getsockname()[1]
+        return port
+
+    async def start(self) -> int:
+        """Serve, and listen if that is still to do; returns the port. A keeper must have material by now.
+
+        Raises:
+            StartError: the port cannot be had, or TLS does not take the material.
+        """
+        tls = None if self._keeper is None else ServerTls(self._keeper)
+        listening = self._listen()
         port: int = listening.getsockname()[1]
         config = uvicorn.Config(
             self._limited,
             interface="asgi3",
-            http=GuardedProtocol,
+            http=protocol.GuardedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -73,7 +102,7 @@ class HttpServer:
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
-        self._server = _Server(config)
+        self._server = _Server(config, tls, self._handshake_timeout_seconds)
         self._serving = asyncio.create_task(self._server.serve_here([listening]), name="billaged-http")
         while not self._server.started:
             if self._serving.done():
@@ -85,6 +114,8 @@ class HttpServer:
     async def stop(self, grace_seconds: float) -> None:
         """Take nothing new, let running requests finish within the grace, then cut them off."""
         if self._server is None or self._serving is None:
+            if self._listening is not None:
+                self._listening.close()
             return
         self._server.config.timeout_graceful_shutdown = max(1, round(grace_seconds))
         self._server.should_exit = True
@@ -97,6 +128,11 @@ class HttpServer:
             connection.transport.abort()
         if state.tasks:
             await asyncio.wait(list(state.tasks), timeout=_LAST_SECONDS)
+
+    def _listen(self) -> socket.socket:
+        if self._listening is None:
+            self._listening = open_socket(self._settings.address, self._settings.port, HTTP_PORT, HTTP_ADDRESS)
+        return self._listening
 
     async def _limited(self, scope: Any, receive: Any, send: Any) -> None:
         # Who looks after the daemon asks for its health just when it is full.

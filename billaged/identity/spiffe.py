@@ -1,0 +1,143 @@
+"""Material from a SPIFFE agent's Workload API: SVID and bundles, streamed to us as they change.
+
+The library's stream ends for good on one bad update, and its own reconnecting waits for up to
+minutes; so a thread watches each stream and opens another, with a channel of its own, at our pace.
+"""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from spiffe import WorkloadApiClient
+from spiffe.errors import PySpiffeError
+
+from billaged.identity.keeper import Keeper
+from billaged.identity.material import BadMaterial, Material, as_pem
+from billaged.identity.peer import spiffe_identity
+from billaged.identity.trust import Trust
+from billaged.identity.verification import Unverified, verify
+
+_RETRY_SECONDS_MIN: Final = 0.2
+_RETRY_SECONDS_MAX: Final = 5.0
+# An agent that took the connection and says nothing for this long is asked anew.
+_FIRST_UPDATE_SECONDS: Final = 20.0
+# And so is one whose renewal is overdue.
+_OVERDUE_SECONDS: Final = 30.0
+
+
+class SpiffeSource:
+    """Offers each update to a keeper; a thread of its own sees to it that updates come."""
+
+    def __init__(self, socket: Path, keeper: Keeper) -> None:
+        self._socket = socket
+        self._keeper = keeper
+        self._lock = threading.Lock()  # guards the two below: a stop reaches the stream of the moment
+        self._ending = False
+        self._stream = _Stream(keeper)
+        self._pause = threading.Event()  # set by a stop, which cuts the pause between two streams short
+        self._thread = threading.Thread(target=self._supervise, name="billaged-identity", daemon=True)
+
+    def start(self) -> None:
+        """Returns at once; ``Keeper.ready`` tells when there is material."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._ending = True
+            self._stream.end(None)
+        self._pause.set()
+        self._thread.join()
+
+    def look(self) -> None:
+        """Nothing to do: the agent tells when there is something new (``identity.keeper.Source``)."""
+
+    def _supervise(self) -> None:
+        wait_seconds = _RETRY_SECONDS_MIN
+        while (stream := self._next()) is not None:
+            problem = self._follow(stream)
+            if problem is not None:
+                self._keeper.refuse(f"SPIFFE agent at {self._socket}: {problem}")
+            if stream.brought_good:
+                wait_seconds = _RETRY_SECONDS_MIN
+            self._pause.wait(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, _RETRY_SECONDS_MAX)
+
+    def _next(self) -> _Stream | None:
+        with self._lock:
+            if self._ending:
+                return None
+            self._stream = _Stream(self._keeper)
+            return self._stream
+
+    def _follow(self, stream: _Stream) -> str | None:
+        """One stream from its connection to its end, and what that was; None where a stop ended it."""
+        if not self._socket.exists():
+            return "there is no such socket."
+        try:
+            client = WorkloadApiClient(f"unix:{self._socket.absolute()}")
+        except PySpiffeError as error:
+            return f"{error}."
+        handle = client.stream_x509_contexts(stream.take, stream.fail, retry_connect=False)
+        try:
+            if not stream.news.wait(_FIRST_UPDATE_SECONDS):
+                return f"no answer within {_FIRST_UPDATE_SECONDS:g} s."
+            while not stream.ended.wait(_OVERDUE_SECONDS):
+                if self._keeper.overdue():
+                    return "the renewal of the identity is overdue."
+            return stream.problem
+        finally:
+            handle.cancel()
+            client.close()
+
+
+class _Stream:
+    """What one stream brought. Its callbacks come on the library's thread."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self.news = threading.Event()  # the first update, or the end
+        self.ended = threading.Event()
+        self.problem: str | None = None  # why it ended
+        self.brought_good = False
+
+    def take(self, context: Any) -> None:
+        try:
+            self._keeper.offer(_material(context, self._keeper.now()))
+            self.brought_good = True
+        except BadMaterial as error:
+            self._keeper.refuse(error)
+        self.news.set()
+
+    def fail(self, error: Exception) -> None:
+        self.end(f"{error}.")
+
+    def end(self, problem: str | None) -> None:
+        """Wake who follows the stream."""
+        self.problem = problem
+        self.ended.set()
+        self.news.set()
+
+
+def _material(context: Any, now: datetime) -> Material:
+    """The library's snapshot as material, verified against its own trust domain.
+
+    Raises:
+        BadMaterial: it does not hold together.
+    """
+    svid = context.default_svid
+    chain = tuple(svid.cert_chain)
+    trust = Trust(
+        {bundle.trust_domain.name: tuple(bundle.x509_authorities) for bundle in context.x509_bundle_set.bundles}
+    )
+    chain_pem, key_pem = as_pem(chain, svid.private_key)
+    material = Material(chain, chain_pem, key_pem, trust, str(svid.spiffe_id))
+    material.check(now)
+    try:
+        _, domain = spiffe_identity(chain[0])
+        verify(chain[0], chain[1:], trust.roots_for(domain), now, as_client=False)
+    except (Unverified, ValueError) as error:
+        raise BadMaterial(f"{svid.spiffe_id}: the agent's own bundle does not vouch for it: {error}.") from error
+    return material
