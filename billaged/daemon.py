@@ -25,6 +25,7 @@ from billaged.directory import DataDirectory
 from billaged.doors.connect import ConnectDoor
 from billaged.doors.grpc_server import GrpcDoor
 from billaged.doors.http_admission import HttpAdmission
+from billaged.doors.listening import room_for_connections
 from billaged.doors.watchers import Watchers
 from billaged.intake.clock import ClockWatch
 from billaged.intake.journal import entry_of
@@ -33,7 +34,7 @@ from billaged.intake.segments import Segments
 from billaged.intake.service import Intake
 from billaged.intake.validation import Limits
 from billaged.intake.writer import JournalWriter
-from billaged.model.errors import StartError
+from billaged.model.errors import Broken, StartError
 from billaged.model.records import Tick
 from billaged.model.time import MINUTE_NANOS, NANOS, format_duration
 from billaged.security import Security
@@ -91,6 +92,7 @@ class Daemon:
         self._stopping = False
 
         self._stores: Stores = open_stores(directory)
+        self._archived = self._stores.journal.pruned  # what the segments have of the journal
         weights = settings.score.weights()
         self._feed = WatchedSummaries(self._loop, weights, settings.grpc.watcher_queue_max)
         self._broadcast = Broadcast([SummaryLog(settings.summaries.log, weights, readable=readable_log), self._feed])
@@ -124,8 +126,19 @@ class Daemon:
             limits.queue_max_bytes,
             settings.aggregation.max_vms,
         )
+        room = room_for_connections(settings.grpc.max_connections, settings.http.max_connections)
+        if room != (settings.grpc.max_connections, settings.http.max_connections):
+            _log.warning(
+                "the limit of open files leaves room for %d gRPC and %d HTTP connections only; raise it (LimitNOFILE)",
+                *room,
+            )
         watchers = Watchers(self._feed, settings.grpc.watchers_max)
-        self._grpc = GrpcDoor(self._intake, watchers, settings.grpc, security.gate("grpc", self._intake))
+        self._grpc = GrpcDoor(
+            self._intake,
+            watchers,
+            settings.grpc.model_copy(update={"max_connections": room.grpc}),
+            security.gate("grpc", self._intake),
+        )
         admit = HttpAdmission(security.gate("http", self._intake), security.http_caller())
         self._connect = ConnectDoor(self._intake, watchers, settings.grpc, admit)
         self._http = HttpServer(
@@ -133,6 +146,7 @@ class Daemon:
             settings.http,
             security.keeper if security.https else None,
             settings.grpc.handshake_timeout_ns / NANOS,
+            room.http,
         )
 
     # --- life --------------------------------------------------------------------
@@ -162,7 +176,7 @@ class Daemon:
         if self._fatal is not None:
             if isinstance(self._fatal, StartError):
                 raise self._fatal
-            raise StartError(f"billaged stopped on an unexpected error: {self._fatal!r}") from self._fatal
+            raise Broken(f"billaged stopped on an unexpected error: {self._fatal!r}") from self._fatal
 
     async def _serve(self, stopping: asyncio.Task[bool]) -> None:
         chores = [
@@ -307,19 +321,25 @@ class Daemon:
         if self._directory is None:
             return
         segments = Segments(self._directory.path / SEGMENTS)
-        journal, keep = self._stores.journal, self._settings.storage.archive_retention_ns
-        archived = journal.pruned
         while True:
             await asyncio.sleep(_ARCHIVE_SECONDS)
-            now_ns = self._clock.wall_nanos()
-            before_ns = now_ns - self._settings.storage.journal_retention_ns
-            in_ledger = self._aggregator.status().ledger_position
-            while last := await asyncio.to_thread(
-                segments.archive, journal, archived, in_ledger, before_ns, keep=bool(keep)
-            ):
-                archived = self._writer.prunable_through = last
-            if keep:
-                await asyncio.to_thread(segments.remove_older, (now_ns - keep) / NANOS)
+            try:
+                await self._archive_once(segments)
+            except Exception:  # noqa: BLE001 - whatever it was, it can wait
+                # Nothing is lost while it waits in the journal: no reason to stop taking usage.
+                _log.exception("the journal could not be archived; trying again in %g s", _ARCHIVE_SECONDS)
+
+    async def _archive_once(self, segments: Segments) -> None:
+        storage, now_ns = self._settings.storage, self._clock.wall_nanos()
+        journal, keep = self._stores.journal, storage.archive_retention_ns
+        before_ns = now_ns - storage.journal_retention_ns
+        in_ledger = self._aggregator.status().ledger_position
+        while last := await asyncio.to_thread(
+            segments.archive, journal, self._archived, in_ledger, before_ns, keep=bool(keep)
+        ):
+            self._archived = self._writer.prunable_through = last
+        if keep:
+            await asyncio.to_thread(segments.remove_older, (now_ns - keep) / NANOS)
 
     # --- for /health and /stats --------------------------------------------------
 

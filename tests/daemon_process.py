@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -75,10 +75,18 @@ class DaemonProcess:
     Its log lines come in by a thread, so that waiting for one is waiting, not asking again and again.
     """
 
-    def __init__(self, data_dir: Path | None, settings: Mapping[str, str] | None = None, *, umask: int = -1) -> None:
+    def __init__(
+        self,
+        data_dir: Path | None,
+        settings: Mapping[str, str] | None = None,
+        *,
+        umask: int = -1,
+        under: Sequence[str] = (),
+    ) -> None:
+        """``under`` is a command that runs the command that follows it."""
         self.data_dir = data_dir
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "billaged", "serve"],
+            [*under, sys.executable, "-m", "billaged", "serve"],
             env=environment(data_dir, settings or {}),
             cwd=ROOT,
             stdin=subprocess.DEVNULL,

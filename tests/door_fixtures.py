@@ -10,7 +10,8 @@ from billaged.doors.connections import Connections
 from billaged.doors.gate import Gate
 from billaged.doors.http_admission import HttpAdmission
 from billaged.doors.rate import Limiter
-from billaged.identity.policy import PLAINTEXT, Policy
+from billaged.identity.names import PLAINTEXT
+from billaged.identity.policy import Policy
 from billaged.model.errors import Overloaded
 from billaged.model.records import Record
 from billaged.telemetry.audit import Audit

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from daemon_calls import BILLING, SECOND, batch, call, until
 from daemon_process import ROOT, DaemonProcess
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from tls_material import Authority
 
@@ -139,3 +142,60 @@ def _try(channel: grpc.Channel, payload: bytes) -> None:
         call(channel, "SendMetricsBatch", payload)
     except grpc.RpcError as error:
         assert error.code() in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION}
+
+
+# --- places ----------------------------------------------------------------------------
+
+
+def test_streams_of_health_leave_room_for_usage(tmp_path: Path) -> None:
+    """Health is open to all and its streams may stay for ever: they have places of their own."""
+    with DaemonProcess(tmp_path / "var", {"MAX_CONCURRENT_RPCS": "300"}) as daemon, daemon.channel() as channel:
+        watches = [
+            health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(256)
+        ]
+        assert {next(watch).status for watch in watches} == {health_pb2.HealthCheckResponse.SERVING}
+        with pytest.raises(grpc.RpcError) as caught:
+            next(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60))
+        status: Any = caught.value
+        assert status.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert retry_delay_seconds(caught.value) > 0
+        assert call(channel, "SendHeartbeat", pb.SendHeartbeatRequest(instance_id="host-1")).success
+        for watch in watches:
+            watch.cancel()
+        until(lambda: _watches(channel), "their places are free again")
+        assert daemon.stop() == 0
+
+
+def _watches(channel: grpc.Channel) -> bool:
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+    try:
+        return bool(next(watch).status == health_pb2.HealthCheckResponse.SERVING)
+    except grpc.RpcError:
+        return False
+    finally:
+        watch.cancel()
+
+
+def test_silent_connections_leave_files_for_journal_and_ledger(tmp_path: Path) -> None:
+    """With 256 files for all, 400 connections that say nothing: usage goes on, and so does the daemon."""
+    few = ("sh", "-c", 'ulimit -n 256 && exec "$@"', "sh")
+    with DaemonProcess(tmp_path / "var", under=few) as daemon, daemon.channel() as channel:
+        line = daemon.wait_for(lambda line: "open files" in line["message"], "that there are few")
+        assert "LimitNOFILE" in line["message"]
+        assert call(channel, "SendMetricsBatch", batch("vm-1", time.time_ns() - SECOND)).success
+        places = [
+            (place.rpartition(":")[0], int(place.rpartition(":")[2]))
+            for place in (daemon.grpc_address, daemon.http_url.removeprefix("http://"))
+        ]
+        idle = [socket.create_connection(place, 5) for place in places for _ in range(200)]
+        try:
+            for number in range(20):
+                assert call(channel, "SendMetricsBatch", batch(f"vm-{number}", time.time_ns() - SECOND)).success
+            # What opens files: a new connection to the ledger, which /stats and this command's reader are.
+            assert len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())) < 250
+            until(lambda: daemon.ledger()["sessions"], "a ledger that is written")
+        finally:
+            for connection in idle:
+                connection.close()
+        assert daemon.stop() == 0
+        assert not [line for line in daemon.log if line["level"] == "error"]

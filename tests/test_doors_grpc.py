@@ -22,7 +22,7 @@ from grpc_status import rpc_status
 from billaged.doors.grpc_server import GrpcDoor
 from billaged.doors.methods import METHODS, SERVICES
 from billaged.doors.watchers import Watchers
-from billaged.identity.policy import PLAINTEXT
+from billaged.identity.names import PLAINTEXT
 from billaged.model.errors import InvalidField, NotServing, Overloaded, StartError, WrongOwner
 from billaged.model.records import Heartbeat, Kind, MetricsBatch, PossibleGap, VmStarted, VmStopped
 from billaged.settings import Grpc

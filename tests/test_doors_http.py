@@ -40,12 +40,14 @@ TIMEOUT = 10.0
 class Running:
     """A started server, what stands behind it, and a client to it."""
 
+    connections_max: int | None = None
+
     def __init__(self, door: ConnectDoor, intake: RecordingIntake, feed: FilledFeed) -> None:
         self.door, self.intake, self.feed = door, intake, feed
         self.state: Any = "ok"
         self.stats: Any = lambda: {"active_vms": 3}
         app = http_app(door, lambda: self.state, lambda: self.stats(), open_admission())
-        self.server = HttpServer(app, Http(port=0, address="127.0.0.1"))
+        self.server = HttpServer(app, Http(port=0, address="127.0.0.1"), connections_max=self.connections_max)
         self.port = 0
 
     async def start(self) -> Running:
@@ -451,7 +453,7 @@ async def test_too_many_requests_are_told_and_health_is_not_among_them(
 
 
 async def test_connections_over_the_limit_are_closed(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("billaged.web.protocol.CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(Running, "connections_max", 2)
     running = await start()
     held = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(2)]
     assert await running.raw(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n") == b""

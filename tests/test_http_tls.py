@@ -575,7 +575,7 @@ async def test_who_only_shakes_hands_keeps_nobody_out(
     running: Running, authority: Authority, metald: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All places full of handshakes: the oldest goes, and a good client gets in."""
-    monkeypatch.setattr("billaged.web.protocol.CONNECTIONS_MAX", 4)
+    monkeypatch.setattr(running.server._server, "_connections_max", 4)
     idle = [await connected(running, None) for _ in range(20)]
     await until(lambda: running.handshakes == 4, "four of them stay")
     ends = [asyncio.create_task(rest_of(reader)) for _, reader, _ in idle]
@@ -594,7 +594,7 @@ async def test_who_only_shakes_hands_keeps_nobody_out(
 async def test_open_connections_are_not_dropped_for_new_ones(
     running: Running, authority: Authority, metald: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("billaged.web.protocol.CONNECTIONS_MAX", 3)
+    monkeypatch.setattr(running.server._server, "_connections_max", 3)
     context = client_context(metald, authority)
     held = [await connected(running, context) for _ in range(3)]
     for _, reader, writer in held:

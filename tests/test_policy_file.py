@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billaged.identity.explain import explain
-from billaged.identity.policy import METHODS_NEED, NAMES, Need, Policy, Role
+from billaged.identity.names import NAMES
+from billaged.identity.policy import METHODS_NEED, Need, Policy, Role
 from billaged.identity.policy_file import FILE_BYTES_MAX, RULES_MAX, PolicyError, load, minimal_policy, parse
 from billaged.model.errors import StartError
 

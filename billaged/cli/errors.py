@@ -21,6 +21,7 @@ from billaged.model.errors import (
     EXIT_FAILURE,
     EXIT_USAGE,
     BillagedError,
+    Broken,
     DurabilityLost,
     IdentityUnavailable,
     SettingError,
@@ -34,6 +35,7 @@ _EXIT_CODES: tuple[tuple[type[BillagedError], int], ...] = (
     (StorageError, EXIT_FAILURE),
     (DurabilityLost, EXIT_FAILURE),
     (IdentityUnavailable, EXIT_FAILURE),
+    (Broken, EXIT_FAILURE),
     (StartError, EXIT_USAGE),
     (BillagedError, EXIT_FAILURE),
 )

@@ -83,14 +83,17 @@ class BillingClient:
             CallFailed: NO_IDENTITY, after the target's timeout.
         """
         deadline = time.monotonic() + self.target.timeout_seconds
+        is_over = False
         while True:
             self._news.clear()
             try:
                 with self._connected():
                     return
             except CallFailed as failure:
-                if failure.code != NO_IDENTITY or not self._news.wait(max(0.0, deadline - time.monotonic())):
+                # Asked once more at the end: why there is none may have become known only meanwhile.
+                if failure.code != NO_IDENTITY or is_over:
                     raise
+            is_over = not self._news.wait(max(0.0, deadline - time.monotonic()))
 
     def has_news(self) -> bool:
         """Whether the next call is made with other material than the last one, so that it may end otherwise."""

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from billaged.doors.connections import Connections
 from billaged.doors.rate import Limiter
-from billaged.identity.caller import UNPROVED
+from billaged.identity.names import UNPROVED
 from billaged.identity.policy import Grant, Policy, needs_of
 from billaged.model.errors import Forbidden, NotServing, Unauthenticated
 from billaged.model.records import Heartbeat, MetricsBatch, PossibleGap, Record, VmStarted, VmStopped

@@ -17,6 +17,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from billaged.doors.extras import Extras
 from billaged.doors.gate import Admission, Gate
 from billaged.doors.listening import GRPC_ADDRESS, GRPC_PORT, cannot_listen, join, open_socket
 from billaged.doors.methods import BILLING_SERVICES, METHODS, SERVICES, STREAM_SERVICE, WATCH_METHOD, Method
@@ -39,7 +40,6 @@ _STATUS_SECONDS: Final = 1.0
 _MILLISECOND_NANOS: Final = 1_000_000
 # What gRPC takes for "no limit": the largest number of milliseconds it knows.
 _NEVER: Final = 2**31 - 1
-_REFLECTION: Final = f"/{reflection.SERVICE_NAME}/"
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -78,7 +78,7 @@ class GrpcDoor:
         server = grpc.aio.server(
             options=self._options(),
             maximum_concurrent_rpcs=self._settings.max_concurrent_rpcs,
-            interceptors=[_GatedReflection(self._admit)],
+            interceptors=[Extras(self._admit)],
         )
         server.add_generic_rpc_handlers(self._handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -209,26 +209,3 @@ class GrpcDoor:
     async def _set_health(self, status: Any) -> None:
         for service in ("", *SERVICES):
             await self._health.set(service, status)
-
-
-class _GatedReflection(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """The handlers of ours pass the gate by themselves, health is open; reflection comes ready-made, so here."""
-
-    def __init__(self, admit: Callable[[str, Context], Admission]) -> None:
-        self._admit = admit
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        handler = await continuation(details)
-        if handler is None or not details.method.startswith(_REFLECTION):
-            return handler
-        inner = handler.stream_stream
-
-        async def reflect(requests: Any, context: Context) -> Any:
-            try:
-                self._admit("reflection", context)
-            except Exception as error:  # noqa: BLE001 - each is told to the caller
-                await context.abort_with_status(refusal(error).grpc_status())
-            async for answer in inner(requests, context):
-                yield answer
-
-        return grpc.stream_stream_rpc_method_handler(reflect, handler.request_deserializer, handler.response_serializer)

@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from billaged.identity.caller import ANONYMOUS, PLAINTEXT, TOKEN
+from billaged.identity.names import ANONYMOUS, PLAINTEXT, TOKEN
 from billaged.identity.peer import PeerVerifier
 from billaged.model.errors import Unauthenticated
 

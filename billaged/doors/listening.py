@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import resource
 import socket
-from typing import Final
+from typing import Final, NamedTuple
 
 from billaged.model.errors import StartError
 
@@ -14,6 +15,8 @@ HTTP_PORT: Final = "UNKEY_BILLAGED_HTTP_PORT"
 HTTP_ADDRESS: Final = "UNKEY_BILLAGED_HTTP_ADDRESS"
 
 _BACKLOG: Final = 1024
+# Files that the daemon may have open itself: databases with their logs, segments, sockets, a thread's pipes.
+_OWN_FILES: Final = 96
 
 
 def open_socket(address: str, port: int, port_variable: str, address_variable: str) -> socket.socket:
@@ -48,6 +51,29 @@ def cannot_listen(address: str, port: int, port_variable: str, address_variable:
         f"cannot listen on {join(address, port)}: {reason}.",
         f"Stop what listens there, or set {port_variable} (or {address_variable}) to another.",
     )
+
+
+class Room(NamedTuple):
+    """How many connections each server may have."""
+
+    grpc: int
+    http: int
+
+
+def room_for_connections(grpc_wanted: int, http_wanted: int) -> Room:
+    """What this process's limit of open files leaves for connections, which are files too.
+
+    Takes the limit up as far as it goes. Journal, ledger and logs come first: a daemon that
+    cannot open them any more because strangers are connected would be the end of it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard == resource.RLIM_INFINITY:
+        return Room(grpc_wanted, http_wanted)
+    free = max(0, hard - _OWN_FILES)
+    http = min(http_wanted, max(1, free // 4))
+    return Room(min(grpc_wanted, max(1, free - http)), http)
 
 
 def join(address: str, port: int) -> str:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, Protocol
+from typing import Protocol
 
+from billaged.identity.names import ANONYMOUS, PLAINTEXT
 from billaged.identity.peer import PeerVerifier
-from billaged.identity.policy import ANONYMOUS as ANONYMOUS
-from billaged.identity.policy import PLAINTEXT as PLAINTEXT
-from billaged.identity.policy import TOKEN as TOKEN
 from billaged.model.errors import Unauthenticated
-
-# Who has shown no certificate is counted by where it comes from, not by its name.
-UNPROVED: Final = (PLAINTEXT, ANONYMOUS)
 
 
 class RpcPeer(Protocol):

@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
+from billaged.identity.names import NAMES
 from billaged.identity.patterns import PATTERN_CHARACTERS_MAX, Pattern, Patterns
 from billaged.identity.policy import (
     LIMITS,
     METHODS_NEED,
-    NAMES,
     SPOKEN,
     SUBJECTS,
     Grant,

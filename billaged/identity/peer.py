@@ -22,6 +22,7 @@ from billaged.model.errors import Unauthenticated
 from billaged.model.time import NANOS
 
 _KEPT_MAX: Final = 4096
+_REFUSED_NANOS: Final = 5 * NANOS
 _CHARACTERS_MAX: Final = 255
 # What the SPIFFE standard allows for an ID.
 _SPIFFE_ID_BYTES_MAX: Final = 2048
@@ -37,6 +38,7 @@ class Peer(NamedTuple):
 class _Refusal(NamedTuple):
     reason: str
     identity: str  # claimed, for the log; empty where there is none
+    looked_ns: int  # when: one that is not valid yet may become so
 
 
 class PeerVerifier:
@@ -61,6 +63,8 @@ class PeerVerifier:
             self._trust = trust
             self._known.clear()
         known = self._known.get((leaf, chain))
+        if isinstance(known, _Refusal) and now_ns - known.looked_ns > _REFUSED_NANOS:
+            known = None
         if known is None:
             if len(self._known) >= _KEPT_MAX:
                 # Short-lived certificates would otherwise add up for as long as the daemon runs.
@@ -83,10 +87,10 @@ def _look(leaf_pem: bytes, chain_pem: bytes, trust: Trust, now_ns: int) -> Peer 
         identity, domain = spiffe_identity(leaf) if has_domains else (name_of(leaf), ANY_DOMAIN)
         roots = trust.roots_for(domain)
         if not roots:
-            return _Refusal(f"the trust domain {domain} is not trusted here", identity)
+            return _Refusal(f"the trust domain {domain} is not trusted here", identity, now_ns)
         until = verify(leaf, intermediates, roots, datetime.fromtimestamp(now_ns / NANOS, UTC))
     except (Unverified, ValueError) as error:
-        return _Refusal(f"the certificate does not hold: {error}", identity)
+        return _Refusal(f"the certificate does not hold: {error}", identity, now_ns)
     return Peer(identity, int(until.timestamp()) * NANOS)
 
 

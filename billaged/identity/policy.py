@@ -12,13 +12,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from billaged.identity.names import NAMES
 from billaged.identity.patterns import Pattern, Patterns
-
-# Callers without a certificate; no certificate can hold such a name.
-PLAINTEXT: Final = "@plaintext"
-ANONYMOUS: Final = "@anonymous"
-TOKEN: Final = "@token"
-NAMES: Final = (PLAINTEXT, ANONYMOUS, TOKEN)
 
 _IDENTITIES_KEPT_MAX: Final = 4096
 _ANSWERS_KEPT_MAX: Final = 4 * _IDENTITIES_KEPT_MAX

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from billaged.identity.names import ANONYMOUS, NAMES, PLAINTEXT
 from billaged.identity.patterns import Pattern, Patterns
-from billaged.identity.policy import ANONYMOUS, METHODS_NEED, NAMES, PLAINTEXT, SUBJECTS, Grant, Role
+from billaged.identity.policy import METHODS_NEED, SUBJECTS, Grant, Role
 from billaged.model.ids import MAX_ID_BYTES
 from billaged.settings.kinds import shown
 

@@ -12,6 +12,7 @@
         ├── SettingError           a setting is unknown or wrong
         ├── StorageError           the data directory cannot be used as it is
         ├── IdentityUnavailable    nobody gave the daemon an identity in time; a restart may help
+        ├── Broken                 an unexpected fault ended the daemon; a restart may help
         └── DurabilityLost         a commit failed: what is on disk is unknown, only a restart tells
 
 Each surface translates it once: gRPC in ``doors/status.py``, HTTP in the same
@@ -95,6 +96,10 @@ class SettingError(StartError):
 
 class StorageError(StartError):
     """The data directory, the journal or the ledger cannot be used as it is."""
+
+
+class Broken(StartError):
+    """An unexpected fault ended the daemon while it ran."""
 
 
 class IdentityUnavailable(StartError):

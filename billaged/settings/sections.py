@@ -88,6 +88,9 @@ class Http(Section):
     address: Annotated[str, Variable("HTTP_ADDRESS"), Host()] = "127.0.0.1"
     """Address the HTTP server listens on. On loopback it is plaintext; elsewhere it uses the TLS of gRPC."""
 
+    max_connections: Annotated[int, Variable("HTTP_MAX_CONNECTIONS"), Whole(1, 1_000_000)] = 1024
+    """Connections open at once, those in their handshake included. More are closed as they come."""
+
     token: Annotated[SecretStr | None, Variable("HTTP_TOKEN"), Secret(16)] = None
     """Bearer token that HTTP without TLS asks for. Its callers are `@token` to the policy."""
 

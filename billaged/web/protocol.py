@@ -26,9 +26,6 @@ _log: Final = logging.getLogger("billaged.web")
 # Headers, and whatever else comes without moving the body forward: chunk extensions, trailers.
 MAX_HEADER_BYTES: Final = 64 * 1024
 REQUEST_SECONDS: Final = 30.0
-# Each open connection is a file descriptor, which the journal and the gRPC server need as well. Those in
-# their TLS handshake count too (web.acceptor).
-CONNECTIONS_MAX: Final = 1024
 
 _DER: Final = 2  # _ssl.ENCODING_DER
 
@@ -55,10 +52,21 @@ class GuardedProtocol(HttpToolsProtocol):
 
     request_seconds = REQUEST_SECONDS
 
-    def __init__(self, *arguments: Any, made: Callable[[], None] = lambda: None, **named: Any) -> None:
-        """``made`` is called when the connection is made; the rest is uvicorn's."""
+    def __init__(
+        self,
+        *arguments: Any,
+        made: Callable[[], None] = lambda: None,
+        connections_max: int,
+        **named: Any,
+    ) -> None:
+        """``made`` is called when the connection is made; the rest is uvicorn's.
+
+        Each open connection is a file descriptor, which the journal and the gRPC server need as
+        well. Those in their TLS handshake count too (``web.acceptor``).
+        """
         super().__init__(*arguments, **named)
         self._made = made
+        self._connections_max = connections_max
         self._deadline: asyncio.TimerHandle | None = None  # when the request that is coming in is cut off
         self._header_bytes = 0  # received since the body last moved forward
         self._peer: dict[object, object] | None = None  # the certificate it has shown
@@ -66,7 +74,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._made()
-        if len(self.connections) > CONNECTIONS_MAX:
+        if len(self.connections) > self._connections_max:
             transport.abort()
         else:
             self._peer = _peer(transport)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvicorn
 from connectrpc.code import Code
@@ -17,8 +18,8 @@ from billaged.identity.http_tls import ServerTls
 from billaged.identity.keeper import Keeper
 from billaged.model.errors import StartError
 from billaged.settings import Http
-from billaged.web import protocol
 from billaged.web.acceptor import Acceptor
+from billaged.web.protocol import GuardedProtocol
 
 # Requests at once, watchers among them: each may hold one largest message and its decoded form.
 REQUESTS_MAX: Final = 256
@@ -30,10 +31,13 @@ _LAST_SECONDS: Final = 1.0
 class _Server(uvicorn.Server):
     """Without signal handlers: the daemon has its own. ``tls`` None is plaintext."""
 
-    def __init__(self, config: uvicorn.Config, tls: ServerTls | None, handshake_seconds: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, tls: ServerTls | None, handshake_seconds: float, connections_max: int
+    ) -> None:
         super().__init__(config)
         self._tls = tls
         self._handshake_seconds = handshake_seconds
+        self._connections_max = connections_max
 
     async def serve_here(self, sockets: list[socket.socket]) -> None:
         await self._serve(sockets)
@@ -50,23 +54,34 @@ class _Server(uvicorn.Server):
         self.started = True
 
     def _connection(self, made: Callable[[], None]) -> asyncio.Protocol:
-        return protocol.GuardedProtocol(self.config, self.server_state, app_state={}, made=made)
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(self.config, self.server_state, app_state={}, made=made)
+        return protocol
 
     def _places(self) -> int:
-        return protocol.CONNECTIONS_MAX - len(self.server_state.connections)
+        return self._connections_max - len(self.server_state.connections)
 
 
 class HttpServer:
     """Serves an ASGI application. Listens, serves and stops once each."""
 
     def __init__(
-        self, app: Any, settings: Http, keeper: Keeper | None = None, handshake_timeout_seconds: float = 10.0
+        self,
+        app: Any,
+        settings: Http,
+        keeper: Keeper | None = None,
+        handshake_timeout_seconds: float = 10.0,
+        connections_max: int | None = None,
     ) -> None:
-        """With a keeper it serves TLS only: a client certificate is asked for where there is trust, but not needed."""
+        """With a keeper it serves TLS only: a client certificate is asked for where there is trust, but not needed.
+
+        ``connections_max`` is for less than the settings allow.
+        """
         self._app = app
         self._settings = settings
         self._keeper = keeper
         self._handshake_timeout_seconds = handshake_timeout_seconds
+        self._connections_max = settings.max_connections if connections_max is None else connections_max
         self._listening: socket.socket | None = None
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -92,7 +107,8 @@ class HttpServer:
         config = uvicorn.Config(
             self._limited,
             interface="asgi3",
-            http=protocol.GuardedProtocol,
+            # Called for each connection, as the class would be.
+            http=cast(Any, functools.partial(GuardedProtocol, connections_max=self._connections_max)),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -102,7 +118,7 @@ class HttpServer:
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
-        self._server = _Server(config, tls, self._handshake_timeout_seconds)
+        self._server = _Server(config, tls, self._handshake_timeout_seconds, self._connections_max)
         self._serving = asyncio.create_task(self._server.serve_here([listening]), name="billaged-http")
         while not self._server.started:
             if self._serving.done():
