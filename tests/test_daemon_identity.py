@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import socket
+import ssl
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -501,3 +504,67 @@ def test_a_bearer_token_over_loopback(tmp_path: Path) -> None:
         until(lambda: stats(Authorization=f"Bearer {secret}").status_code == 401, "the new token")
         assert daemon.stop() == 0
         assert secret not in str(daemon.log) + daemon.other_output
+
+
+# --- beyond loopback, and how low TLS may go -------------------------------------------
+
+
+def test_http_beyond_loopback_asks_for_the_same_as_grpc(tmp_path: Path) -> None:
+    tls = Tls(tmp_path)
+    token = "correct-horse-battery-staple"
+    settings = {**tls.settings, "HTTP_ADDRESS": "0.0.0.0", "HTTP_TOKEN": token}
+    with DaemonProcess(tmp_path / "var", settings) as daemon:
+        port = daemon.http_url.rpartition(":")[2]
+        url = f"https://localhost:{port}"
+
+        def context(who: str | None) -> ssl.SSLContext:
+            made = ssl.create_default_context(cadata=tls.authority.pem.decode())
+            if who is not None:
+                made.load_cert_chain(*tls.authority.sign(who, **IDENTITIES[who]).write(tmp_path, f"http-{len(who)}"))
+            return made
+
+        def post(who: str | None, vm_id: str = "vm-1", customer_id: str = "acme", **headers: str) -> int:
+            body = {"vmId": vm_id, "customerId": customer_id, "startTime": str(time.time_ns())}
+            rpc = f"{url}/billing.v1.BillingService/NotifyVmStarted"
+            return httpx.post(rpc, json=body, headers=headers, verify=context(who)).status_code
+
+        with httpx.Client(verify=context(None)) as client:
+            assert client.get(f"{url}/health").status_code == 200
+            assert client.get(f"{url}/stats").status_code == 403
+        seen = {who: post(who) for who in ("metald", "acme", "reader", "unlisted", "two names", None)}
+        assert seen == {"metald": 200, "acme": 200, "reader": 403, "unlisted": 403, "two names": 401, None: 403}
+        assert post("acme", customer_id="globex") == 403
+        assert post(None, Authorization=f"Bearer {token}") == 403, "@token is not in the policy"
+        assert post(None, Authorization="Bearer wrong") == 401
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://localhost:{port}/health")
+        assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("door", ["gRPC", "HTTP"])
+def test_tls_before_1_2_is_refused_and_1_3_is_taken(tmp_path: Path, door: str) -> None:
+    tls = Tls(tmp_path)
+    pair = tls.authority.sign("metald", **IDENTITIES["metald"]).write(tmp_path, "client")
+    with DaemonProcess(tmp_path / "var", {**tls.settings, "HTTP_ADDRESS": "0.0.0.0"}) as daemon:
+        address = daemon.grpc_address if door == "gRPC" else daemon.http_url
+        place = ("127.0.0.1", int(address.rpartition(":")[2]))
+
+        def version(lowest: ssl.TLSVersion, highest: ssl.TLSVersion) -> str | None:
+            context = ssl.create_default_context(cadata=tls.authority.pem.decode())
+            context.load_cert_chain(*pair)
+            context.set_alpn_protocols(["h2" if door == "gRPC" else "http/1.1"])
+            # What a client that old would offer: this library does not by itself.
+            context.set_ciphers("ALL:@SECLEVEL=0")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                context.minimum_version, context.maximum_version = lowest, highest
+            with (
+                socket.create_connection(place, 10) as raw,
+                context.wrap_socket(raw, server_hostname="localhost") as wrapped,
+            ):
+                return wrapped.version()
+
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            version(ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1)
+        assert version(ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
+        assert version(ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3) == "TLSv1.3"

@@ -14,23 +14,23 @@ import click
 from billaged.cli.target import DEFAULT_ADDRESS
 
 if TYPE_CHECKING:
-    from billaged.identity.development import Line
+    from billaged.identity.development.folder import Line
 
 DEFAULT_CLIENTS: Final = ("metald", "operator")
 _PREFIX: Final = "UNKEY_BILLAGED_"
 
 
 class Checked(click.ParamType[str]):
-    """A name that a function of ``identity.development`` takes."""
+    """A name that a function of ``identity.development.wish`` takes."""
 
     def __init__(self, name: str, function: str) -> None:
         self.name = name
         self._function = function
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from billaged.identity import development  # cryptography takes its time to import
+        from billaged.identity.development import wish  # cryptography takes its time to import
 
-        check: Callable[[str], str] = getattr(development, self._function)
+        check: Callable[[str], str] = getattr(wish, self._function)
         try:
             return check(value)
         except ValueError as error:
@@ -90,7 +90,8 @@ def dev(directory: Path, names: tuple[str, ...], clients: tuple[str, ...], days:
     `billaged certs dev --client another` adds a client; what is in the way is an
     error, exit code 2, and nothing is written.
     """
-    from billaged.identity.development import Wish, make
+    from billaged.identity.development.folder import make
+    from billaged.identity.development.wish import Wish
 
     directory = directory.absolute()  # the commands may be run elsewhere
     wish = Wish(directory, names, clients, timedelta(days=days), force)
@@ -138,7 +139,8 @@ def advice(directory: Path, clients: Sequence[str]) -> Iterator[str]:
 
 
 def _policy_advice(path: Path, clients: Sequence[str]) -> Iterator[str]:
-    from billaged.identity.development import client_id, rule
+    from billaged.identity.development.wish import spiffe_id
+    from billaged.identity.development.written import rule
     from billaged.identity.policy import Need
     from billaged.identity.policy_file import PolicyError, load
 
@@ -149,8 +151,8 @@ def _policy_advice(path: Path, clients: Sequence[str]) -> Iterator[str]:
         yield from ("", *str(error).splitlines())
         return
     for client in clients:
-        if not policy.grants_for(client_id(client), Need(None)):
-            yield from ("", f"{path.name} allows {client_id(client)} nothing. To change that, add:", "", rule(client))
+        if not policy.grants_for(spiffe_id(client), Need(None)):
+            yield from ("", f"{path.name} allows {spiffe_id(client)} nothing. To change that, add:", "", rule(client))
 
 
 def _client_options(directory: Path, client: str, ca: str, cert: str, key: str) -> str:

@@ -41,7 +41,7 @@ class PemFiles(NamedTuple):
         return tuple(_seen(path) for path in (self.cert, self.key, self.ca) if path is not None)
 
     def _name(self) -> str:
-        return str(self.cert or self.ca)
+        return str(self.cert or self.ca or "no files")
 
     def _read(self) -> Material:
         cert_label, key_label, ca_label = self.labels

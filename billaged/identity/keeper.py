@@ -130,7 +130,7 @@ class Keeper:
             self._said_seconds = left
         when = text(material.valid_until)
         if left <= 0:
-            _log.error("%s: the certificate has expired at %s: no connection is served any more", material.name, when)
+            _log.error("%s: the certificate has expired at %s: nobody accepts it any more", material.name, when)
         else:
             _log.warning("%s: the certificate expires at %s and has not been renewed", material.name, when)
 
