@@ -25,7 +25,7 @@ from billaged.doors.gate import Gate
 from billaged.doors.grpc_server import GrpcDoor
 from billaged.doors.rate import Limiter
 from billaged.identity.policy import Policy
-from billaged.model.records import Record
+from billaged.model.records import Kind, Record
 from billaged.settings import Grpc
 from billaged.telemetry.audit import Audit
 from billaged.wire.billing.v1 import billing_pb2 as pb
@@ -36,6 +36,9 @@ _ANSWER = pb.SendMetricsBatchResponse(success=True, message="processed 1 metrics
 
 
 class _YesIntake:
+    def __init__(self) -> None:
+        self.items_max = {Kind.METRICS: 100_000}
+
     async def submit(self, record: Record, payload: bytes, caller: str) -> None:
         return
 

@@ -13,7 +13,7 @@ from billaged.doors.rate import Limiter
 from billaged.identity.names import PLAINTEXT
 from billaged.identity.policy import Policy
 from billaged.model.errors import Overloaded
-from billaged.model.records import Record
+from billaged.model.records import Kind, Record
 from billaged.telemetry.audit import Audit
 from billaged.wire.billing.v1 import billing_pb2 as pb
 from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary
@@ -55,6 +55,7 @@ class RecordingIntake:
     """Keeps records; raises ``error`` if one is set; waits for ``gate`` if one is set."""
 
     def __init__(self) -> None:
+        self.items_max = {Kind.METRICS: 100_000, Kind.HEARTBEAT: 100_000}
         self.taken: list[tuple[Record, bytes, str]] = []
         self.error: Exception | None = None
         self.gate: asyncio.Event | None = None

@@ -22,15 +22,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.verification import PolicyBuilder, Store
 from daemon_process import DaemonProcess
+from spiffe import X509Svid
 from tls_material import CLIENT, SERVER, Authority, key_pem
 
 from billaged.cli.main import billaged
 from billaged.identity.development.folder import make
-from billaged.identity.development.wish import Wish
+from billaged.identity.development.wish import TRUST_DOMAIN, Wish
 from billaged.identity.development.written import write
+from billaged.identity.keeper import Keeper
+from billaged.identity.material import Material
+from billaged.identity.peer import PeerVerifier
 from billaged.identity.policy import Need, Role
 from billaged.identity.policy_file import load
-from billaged.model.errors import EXIT_USAGE, StartError
+from billaged.identity.trust import ANY_DOMAIN, Trust
+from billaged.model.errors import EXIT_USAGE, StartError, Unauthenticated
+from billaged.model.time import NANOS
 from billaged.settings import Settings
 
 NOW = datetime.now(UTC)
@@ -39,6 +45,7 @@ ALL = {f"{stem}.{suffix}" for stem in ("ca", "server", "metald", "operator") for
     "policy.toml"
 }
 TIMEOUT_SECONDS = 60
+SERVER_ID = "spiffe://dev.billaged/billaged"
 
 
 def certs(directory: Path, *arguments: str) -> Result:
@@ -122,12 +129,34 @@ def test_names_are_those_of_the_daemon_and_of_the_clients(made: Path) -> None:
     assert names(made, "metald") == ["spiffe://dev.billaged/metald", "metald.dev.billaged"]
 
 
+def test_each_has_one_spiffe_id_that_spiffe_libraries_take(made: Path) -> None:
+    for stem, expected in (("server", SERVER_ID), ("metald", "spiffe://dev.billaged/metald")):
+        pems = [(made / f"{stem}.{suffix}").read_bytes() for suffix in ("pem", "key")]
+        assert str(X509Svid.parse(*pems).spiffe_id) == expected
+
+
+@pytest.mark.parametrize("domain", [TRUST_DOMAIN, ANY_DOMAIN])
+def test_the_server_is_no_caller_whatever_the_policy_says(made: Path, domain: str) -> None:
+    """Its name fits `spiffe://dev.billaged/*` now, but its certificate is for servers only."""
+    keeper = Keeper()
+    trust = Trust({domain: (certificate(made, "ca"),)})
+    pems = [(made / f"server.{suffix}").read_bytes() for suffix in ("pem", "key")]
+    keeper.offer(Material((certificate(made, "server"),), *pems, trust, "server"))
+    verifier, now_ns = PeerVerifier(keeper), int(NOW.timestamp()) * NANOS
+    assert verifier.verify((made / "metald.pem").read_bytes(), b"", now_ns) == "spiffe://dev.billaged/metald"
+    with pytest.raises(Unauthenticated, match="extended key usage") as refused:
+        verifier.verify((made / "server.pem").read_bytes(), b"", now_ns)
+    assert refused.value.identity == SERVER_ID
+
+
 def test_the_strict_verifier_of_cryptography_takes_them(made: Path) -> None:
     builder = PolicyBuilder().store(Store([certificate(made, "ca")]))
     for stem in ("metald", "operator"):
         subjects = builder.build_client_verifier().verify(certificate(made, stem), []).subjects
         assert subjects is not None and subjects[0].value == f"spiffe://dev.billaged/{stem}"
     for name in names(made, "server"):
+        if name == SERVER_ID:
+            continue  # it checks DNS names and addresses only
         try:
             subject: x509.GeneralName = x509.IPAddress(ip_address(name))
         except ValueError:
@@ -493,6 +522,7 @@ def test_another_ca_is_neither_used_nor_overwritten(folder: Path, foreign: objec
         "A",
         "ca",
         "server",
+        "billaged",
         "a\n",
         "-a",
         "a-",
@@ -523,7 +553,7 @@ def test_server_names_that_are_no_names_are_refused(folder: Path, name: str) -> 
 def test_a_host_name_that_no_certificate_can_say_is_left_out(folder: Path) -> None:
     make(Wish(folder, ("*.example.org", "fe80::1%eth0"), ("metald",), DAY), "not_a.name", NOW)
     expected = {"localhost", "billaged", "127.0.0.1", "::1", "*.example.org", "fe80::1"}
-    assert set(names(folder, "server")) == expected
+    assert set(names(folder, "server")) == {SERVER_ID, *expected}
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])

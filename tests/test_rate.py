@@ -60,7 +60,7 @@ def test_a_burst_passes_at_once_and_then_the_rate_holds() -> None:
     assert [request_passes(limits, "a") for _ in range(51)] == [True] * 50 + [False]
     with pytest.raises(Overloaded) as caught:
         limits.request("a")
-    assert str(caught.value) == "more than 10 requests a second (UNKEY_BILLAGED_REQUESTS_PER_SECOND)"
+    assert str(caught.value) == "too many requests: the limit is 10 a second (UNKEY_BILLAGED_REQUESTS_PER_SECOND)"
     assert wait_ns_of(caught.value) == SECOND // 10
     assert limits.throttled == 2
     time.now_ns += SECOND // 10 - 1
@@ -91,7 +91,7 @@ def test_a_batch_larger_than_the_bucket_passes_and_is_paid_back_first() -> None:
     limits.samples("a", 100_000)
     with pytest.raises(Overloaded) as caught:
         limits.samples("a", 1)
-    assert str(caught.value) == "more than 100 samples a second (UNKEY_BILLAGED_SAMPLES_PER_SECOND)"
+    assert str(caught.value) == "too many samples: the limit is 100 a second (UNKEY_BILLAGED_SAMPLES_PER_SECOND)"
     # 100,000 less the 500 that were there.
     assert caught.value.retry_after_seconds == 995
     limits.samples("a", 0)

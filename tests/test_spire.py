@@ -30,7 +30,7 @@ HAS_OWN_GROUP = os.getegid() != METALD_GROUP
 METALD = f"{DOMAIN}/metald" if HAS_OWN_GROUP else f"{DOMAIN}/billaged"
 POLICY = f"""
 [[allow]]
-identity = "{METALD}"
+identity = ["{METALD}", "spiffe://partner.example/metald"]
 roles = ["ingest"]
 
 [[allow]]
@@ -42,7 +42,7 @@ SERVER = """
 server {{
   bind_address = "127.0.0.1"
   bind_port = "{port}"
-  trust_domain = "example.org"
+  trust_domain = "{domain}"
   data_dir = "{folder}/server"
   socket_path = "{folder}/server.sock"
   default_x509_svid_ttl = "{svid_ttl}"
@@ -60,7 +60,7 @@ agent {{
   server_address = "127.0.0.1"
   server_port = "{port}"
   socket_path = "{folder}/agent.sock"
-  trust_domain = "example.org"
+  trust_domain = "{domain}"
   insecure_bootstrap = true
   log_level = "WARN"
 }}
@@ -73,24 +73,23 @@ plugins {{
 
 
 class Spire:
-    """A server and an agent, with entries for billaged and metald."""
+    """A trust domain's server and agent. ``enter`` makes an entry for who runs with a group."""
 
-    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+    def __init__(self, folder: Path, domain: str, stack: contextlib.ExitStack) -> None:
         self.folder = folder
+        self.id = f"spiffe://{domain}"
         self._stack = stack
         self.socket = folder / "agent.sock"
         port = free_port()
         for name in ("server", "agent"):
             (folder / name).mkdir()
         # The shortest life that SPIRE gives: renewed at half of it.
-        (folder / "server.conf").write_text(SERVER.format(port=port, folder=folder, svid_ttl="20s"))
-        (folder / "agent.conf").write_text(AGENT.format(port=port, folder=folder))
+        facts = {"port": port, "folder": folder, "domain": domain}
+        (folder / "server.conf").write_text(SERVER.format(**facts, svid_ttl="20s"))
+        (folder / "agent.conf").write_text(AGENT.format(**facts))
         self._run("server", "spire-server", "run", "-config", str(folder / "server.conf"))
         until(lambda: self._try("healthcheck") is not None, "SPIRE's server")
-        token = self._server("token", "generate", "-spiffeID", f"{DOMAIN}/host-1").split()[-1]
-        self._entry("billaged", f"unix:gid:{os.getegid()}", "-dns", "billaged")
-        if HAS_OWN_GROUP:
-            self._entry("metald", f"unix:gid:{METALD_GROUP}")
+        token = self.server("token", "generate", "-spiffeID", f"{self.id}/host-1").split()[-1]
         self._run("agent", "spire-agent", "run", "-config", str(folder / "agent.conf"), "-joinToken", token)
         until(self._agent_is_well, "SPIRE's agent")
 
@@ -99,7 +98,8 @@ class Spire:
         process = self._stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
         self._stack.callback(process.kill)
 
-    def _server(self, *arguments: str) -> str:
+    def server(self, *arguments: str) -> str:
+        """What a command to the server prints."""
         done = self._try(*arguments)
         assert done is not None, (self.folder / "server.log").read_text()
         return done
@@ -109,9 +109,15 @@ class Spire:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         return done.stdout if done.returncode == 0 else None
 
-    def _entry(self, name: str, selector: str, *options: str) -> None:
-        parent = ("-parentID", f"{DOMAIN}/host-1", "-spiffeID", f"{DOMAIN}/{name}")
-        self._server("entry", "create", *parent, "-selector", selector, *options)
+    def enter(self, name: str, group: int, *options: str) -> None:
+        names = ("-parentID", f"{self.id}/host-1", "-spiffeID", f"{self.id}/{name}")
+        self.server("entry", "create", *names, "-selector", f"unix:gid:{group}", *options)
+
+    def trust(self, other: Spire) -> None:
+        """Take the other domain's bundle, as somebody would bring it over."""
+        bundle = self.folder / "other.bundle"
+        bundle.write_text(other.server("bundle", "show", "-format", "spiffe"))
+        self.server("bundle", "set", "-id", other.id, "-path", str(bundle), "-format", "spiffe")
 
     def _agent_is_well(self) -> bool:
         command = ["spire-agent", "healthcheck", "-socketPath", str(self.socket)]
@@ -134,7 +140,20 @@ class Spire:
 def spire() -> Iterator[Spire]:
     # Sockets have short paths.
     with tempfile.TemporaryDirectory(prefix="spire-") as folder, contextlib.ExitStack() as stack:
-        yield Spire(Path(folder), stack)
+        ours = Spire(Path(folder), "example.org", stack)
+        ours.enter("billaged", os.getegid(), "-dns", "billaged")
+        if HAS_OWN_GROUP:
+            ours.enter("metald", METALD_GROUP)
+        yield ours
+
+
+@pytest.fixture(scope="module")
+def partner(spire: Spire) -> Iterator[Spire]:
+    with tempfile.TemporaryDirectory(prefix="spire-") as folder, contextlib.ExitStack() as stack:
+        theirs = Spire(Path(folder), "partner.example", stack)
+        theirs.trust(spire)
+        theirs.enter("metald", METALD_GROUP, "-federatesWith", spire.id)
+        yield theirs
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +170,7 @@ def daemon(spire: Spire, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
 
 
 def send(spire: Spire, daemon: DaemonProcess, *options: str) -> subprocess.CompletedProcess[str]:
+    """A heartbeat of metald, which has its identity from this agent."""
     command = (sys.executable, "-m", "billaged", "send", "heartbeat", "--instance-id", "host-1")
     return spire.as_metald(
         *command, "--address", daemon.grpc_address, "--spiffe-socket", str(spire.socket), "--timeout", "20s", *options
@@ -196,3 +216,19 @@ def test_the_grpcurl_line_of_the_security_page(spire: Spire, daemon: DaemonProce
     done = spire.as_metald("sh", "-ec", script)
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"success": true' in done.stdout
+
+
+def test_a_partners_metald_is_let_in_once_both_federate(
+    spire: Spire, partner: Spire, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    stranger = send(partner, daemon, "--spiffe-trust-domain", "example.org")
+    assert stranger.returncode == 1, "before we trust its domain"
+    spire.trust(partner)
+    [entry] = re.findall(r"Entry ID\s*: (\S+)", spire.server("entry", "show", "-spiffeID", f"{DOMAIN}/billaged"))
+    names = ("-parentID", f"{DOMAIN}/host-1", "-spiffeID", f"{DOMAIN}/billaged", "-dns", "billaged")
+    group = ("-selector", f"unix:gid:{os.getegid()}")
+    spire.server("entry", "update", "-entryID", entry, *names, *group, "-federatesWith", partner.id)
+    daemon.wait_for(lambda line: "partner.example" in line.get("trust_domains", ()), "the partner's bundle")
+    done = send(partner, daemon, "--spiffe-trust-domain", "example.org")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert send(spire, daemon).returncode == 0, "and ours still is"

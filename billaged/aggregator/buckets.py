@@ -1,4 +1,8 @@
-"""When buckets close: ten minutes of ticks after the tick that first saw them ended."""
+"""When buckets close: ten minutes of ticks after the tick that first saw them ended.
+
+A tick's time is the wall clock's, which may be wrong for a moment, or for days. So the fold
+has a time of its own, which goes ahead only as far as ticks have passed or samples have come.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +19,31 @@ class BucketClock(NamedTuple):
     ticks' time since it was first seen; edges rise."""
 
     closed_through_ns: int = 0
-    newest_edge_ns: int = 0
+    # What the fold takes for the time; None before the first tick.
+    time_ns: int | None = None
+    newest_sample_ns: int = 0
     waiting: tuple[tuple[int, int], ...] = ()
+
+    def seeing(self, sample_ns: int) -> BucketClock:
+        """The clock after a sample of this time."""
+        return self._replace(newest_sample_ns=sample_ns) if sample_ns > self.newest_sample_ns else self
 
     def after(self, tick: Tick, bucket_ns: int) -> BucketClock:
         """The clock after one tick."""
+        time_ns = tick.time_ns
+        if self.time_ns is not None:
+            time_ns = min(time_ns, max(self.time_ns + tick.length_ns, self.newest_sample_ns))
         closed_through, waiting = self.closed_through_ns, []
         for edge, passed in self.waiting:
+            if edge > time_ns:
+                # The time has gone back: it has not ended after all.
+                continue
             passed += tick.length_ns
             if passed >= CLOSES_AFTER_NANOS:
                 closed_through = max(closed_through, edge)
             else:
                 waiting.append((edge, passed))
-        edge = tick.time_ns - tick.time_ns % bucket_ns
-        newest = self.newest_edge_ns
-        if edge > newest:
-            newest = edge
+        edge = time_ns - time_ns % bucket_ns
+        if edge > max(closed_through, waiting[-1][0] if waiting else 0):
             waiting.append((edge, 0))
-        return BucketClock(closed_through, newest, tuple(waiting))
+        return BucketClock(closed_through, time_ns, self.newest_sample_ns, tuple(waiting))

@@ -19,6 +19,7 @@ from billaged.model.records import COUNTERS
 RUNNING: Final = 1  # the session has not ended
 EXPLICIT: Final = 2  # a start notification opened it, or came to it later
 SAMPLED: Final = 4  # the VM was sampled at least once, in this session or an earlier one
+SAMPLED_AT_START: Final = 8  # the newest of these, of an earlier session, was taken when this one starts
 
 # A session's totals as one row: the counters, then these.
 TOTAL_MIB, TOTAL_REST, TOTAL_MEASURED, TOTAL_GAP, TOTAL_SAMPLES, TOTAL_PEAK = range(COUNTERS, COUNTERS + 6)
@@ -115,7 +116,7 @@ class Columns:
         self.total_rest: Int64 = np.zeros(0, dtype=np.int64)
         self.total_gap: Int64 = np.zeros(0, dtype=np.int64)
         self.peak: Int64 = np.zeros(0, dtype=np.int64)
-        self.samples: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+        self.samples: Int64 = np.zeros(0, dtype=np.int64)
         self.ordinal: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
         self.customer: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
         self.flags: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)

@@ -9,13 +9,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from billaged.model.quantity import MemoryTime
-from billaged.model.records import Kind
+from billaged.model.records import JournalEntry, Kind
 
 Amounts = tuple[int, int, int, int, int]
 NO_AMOUNTS: Amounts = (0, 0, 0, 0, 0)
+# What a row takes while it waits, roughly.
+_ROW_BYTES: Final = 512
 
 
 class FactKey(NamedTuple):
@@ -149,6 +151,10 @@ class Effects:
     reported_gaps: list[ReportedGap] = field(default_factory=list)
     tallies: Counter[str] = field(default_factory=Counter)
     finals: list[FinalSummary] = field(default_factory=list)
+    # The latest time of a sample that was taken, counted or not.
+    newest_sample_ns: int = 0
+    # Bytes that dead letters hold.
+    payload_bytes: int = 0
 
     def post(self, sequence: int, key: FactKey, posting: Posting, closed_through_ns: int) -> None:
         """Add to the bucket's fact, or beside it once the bucket is closed."""
@@ -168,12 +174,20 @@ class Effects:
             fact = self.facts.get(key)
             self.facts[key] = posting if fact is None else fact + posting
 
+    def bury(self, entry: JournalEntry, reason: str) -> None:
+        """An entry that cannot be folded: kept as it came, and why."""
+        self.tallies["dead_letters"] += 1
+        self.payload_bytes += len(entry.payload)
+        self.dead_letters.append(
+            DeadLetter(entry.sequence, entry.kind, reason, entry.received_ns, entry.caller, entry.payload)
+        )
+
     def absorb(self, later: Effects) -> None:
-        """Add what a later run of entries changed."""
+        """Add what later entries changed."""
         for key, posting in later.facts.items():
             fact = self.facts.get(key)
             self.facts[key] = posting if fact is None else fact + posting
-        # A correction belongs to one journal sequence, so to one run.
+        # A correction belongs to one journal sequence, so to one entry.
         self.corrections.update(later.corrections)
         self.gaps.update(later.gaps)
         self.anomalies += later.anomalies
@@ -182,11 +196,15 @@ class Effects:
         self.instances.update(later.instances)
         self.reported_gaps += later.reported_gaps
         self.tallies.update(later.tallies)
+        self.finals += later.finals
+        self.newest_sample_ns = max(self.newest_sample_ns, later.newest_sample_ns)
+        self.payload_bytes += later.payload_bytes
 
     def __len__(self) -> int:
-        """Rows waiting, to bound them."""
+        """Rows waiting, to bound them; what dead letters hold counts as rows of its size."""
         return (
-            len(self.facts)
+            self.payload_bytes // _ROW_BYTES
+            + len(self.facts)
             + len(self.corrections)
             + len(self.gaps)
             + len(self.anomalies)

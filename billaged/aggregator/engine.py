@@ -10,14 +10,14 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from billaged.aggregator.buckets import BucketClock
 from billaged.aggregator.changes import Checkpoint, LedgerChanges, Row
 from billaged.aggregator.columns import RUNNING, Columns
-from billaged.aggregator.effects import DeadLetter, Effects, FactKey, InstanceRow, Posting, ReportedGap, canonical_json
+from billaged.aggregator.effects import Effects, FactKey, InstanceRow, Posting, ReportedGap, canonical_json
 from billaged.aggregator.exchange import load_vm, store_vm
 from billaged.aggregator.fold import Plan, apply, plan
 from billaged.aggregator.persistence import fact_rows, restore, session_rows, superseded_row
@@ -43,8 +43,21 @@ from billaged.model.time import INT64_MAX
 _log = logging.getLogger("billaged.aggregator")
 
 WRONG_OWNER: Final = "wrong_owner"
+# A total, or the number of a VM's sessions, would not fit its column any more.
+OVERFLOW: Final = "overflow"
+FOLD_FAILED: Final = "fold_failed"
+_ORDINAL_MAX: Final = 2**31 - 1
 # Ended sessions stay at hand for late records; beyond this many the ledger keeps them.
 _ENDED_KEPT: Final = 10_000
+
+
+class _Outcome(NamedTuple):
+    """What some entries do, computed and not yet written."""
+
+    effects: Effects
+    planned: Plan | None = None
+    vms: Sequence[Vm] = ()
+    finals: SummaryBatch | None = None
 
 
 class Engine:
@@ -111,27 +124,23 @@ class Engine:
         if not entries:
             return
         try:
-            effects = self._fold_entries(entries, only_metrics=only_metrics)
+            outcome = self._compute(entries, replayed, only_metrics=only_metrics)
         except Exception:  # noqa: BLE001 - a bug in the fold must not stop the bill of everybody else
             if len(entries) > 1:
-                # One of them is to blame. Nothing was written: fold them one by one.
-                for entry in entries:
-                    self._fold_run([entry], summaries, replayed, only_metrics=False)
+                # One of them is to blame. Nothing was written: look for it in either half.
+                middle = len(entries) // 2
+                for half in (entries[:middle], entries[middle:]):
+                    self._fold_run(half, summaries, replayed, only_metrics=only_metrics)
                 return
             _log.exception("journal entry %d cannot be folded; kept as a dead letter", entries[0].sequence)
-            effects = Effects()
-            _dead_letter(effects, entries[0], "fold_failed")
-        self.samples_folded += effects.tallies["samples"]
-        self.anomalies_seen += len(effects.anomalies)
-        self.dead_letters_seen += len(effects.dead_letters)
-        self.gaps_seen += sum(gap is not None for gap in effects.gaps.values())
-        if effects.finals:
-            summaries.append(of_finals(effects.finals, self.window_start_ns, replayed=replayed))
-            effects.finals.clear()
-        self.effects.absorb(effects)
+            outcome = _Outcome(Effects())
+            outcome.effects.bury(entries[0], FOLD_FAILED)
+        # From here on nothing fails: what is half written could not be folded again.
+        self._write(outcome)
+        if outcome.finals is not None:
+            summaries.append(outcome.finals)
 
-    def _fold_entries(self, entries: Sequence[JournalEntry], *, only_metrics: bool) -> Effects:
-        """Compute what the entries do, then write it: all of them or, on an exception, none."""
+    def _compute(self, entries: Sequence[JournalEntry], replayed: bool, *, only_metrics: bool) -> _Outcome:
         effects = Effects()
         metrics: Sequence[JournalEntry] = entries
         one_by_one: dict[str, list[JournalEntry]] = defaultdict(list)
@@ -147,42 +156,63 @@ class Engine:
             planned, left = plan(self.columns, self.rules, self.clock.closed_through_ns, batches, set(one_by_one))
             for index in left.tolist():
                 one_by_one[batches[index].vm_id].append(metrics[index])
-
-        vms = [self._fold_vm(vm_id, mine, effects) for vm_id, mine in one_by_one.items()]
-
-        for vm in vms:
-            if max(vm.counters) > INT64_MAX:
-                raise OverflowError(f"the totals of VM {vm.vm_id} do not fit 64 bits")
-
-        # From here on nothing fails.
         if planned is not None:
             effects.tallies["samples"] += len(planned.steps.row)
-            apply(self.columns, planned)
-            for block in planned.blocks:
+            effects.newest_sample_ns = int(planned.steps.time.max())
+
+        vms = [self._fold_vm(vm_id, mine, effects) for vm_id, mine in one_by_one.items()]
+        finals = None
+        if effects.finals:
+            finals = of_finals(effects.finals, self.window_start_ns, replayed=replayed)
+            effects.finals.clear()
+        return _Outcome(effects, planned, vms, finals)
+
+    def _write(self, outcome: _Outcome) -> None:
+        effects = outcome.effects
+        if outcome.planned is not None:
+            apply(self.columns, outcome.planned)
+            for block in outcome.planned.blocks:
                 self._postings.add(block)
-        for vm in vms:
+        for vm in outcome.vms:
             if vm.ordinal:
                 store_vm(self.columns, vm)
-        return effects
+        self.clock = self.clock.seeing(effects.newest_sample_ns)
+        self.samples_folded += effects.tallies["samples"]
+        self.anomalies_seen += len(effects.anomalies)
+        self.dead_letters_seen += len(effects.dead_letters)
+        self.gaps_seen += sum(gap is not None for gap in effects.gaps.values())
+        self.effects.absorb(effects)
 
     def _fold_vm(self, vm_id: str, entries: list[JournalEntry], effects: Effects) -> Vm:
+        """Each entry whole or not at all, so that it does not matter which ones come together."""
         vm = load_vm(self.columns, vm_id)
         entries.sort(key=lambda entry: entry.sequence)
         for entry in entries:
-            context = Context(entry.sequence, entry.received_ns, self.rules, self.clock.closed_through_ns, effects)
-            record = entry.record
-            taken = True
-            if isinstance(record, MetricsBatch):
-                values = iter(record.samples)
-                samples = sorted(zip(*[values] * SAMPLE_WIDTH, strict=True), key=lambda sample: sample[0])
-                taken = fold_samples(vm, record.customer_id, samples, context)
-            elif isinstance(record, VmStarted):
-                taken = fold_start(vm, record.customer_id, record.start_ns, context)
-            elif isinstance(record, VmStopped):
-                fold_stop(vm, record.stop_ns, context)
-            if not taken:
-                _dead_letter(effects, entry, WRONG_OWNER)
+            before, mine = vm.copy(), Effects()
+            taken = self._fold_entry(vm, entry, mine)
+            if max(vm.counters) > INT64_MAX or vm.ordinal > _ORDINAL_MAX:
+                vm, mine = before, Effects()
+                mine.bury(entry, OVERFLOW)
+            elif not taken:
+                mine.bury(entry, WRONG_OWNER)
+            effects.absorb(mine)
         return vm
+
+    def _fold_entry(self, vm: Vm, entry: JournalEntry, effects: Effects) -> bool:
+        """Fold one entry into its VM. False where it belongs to another customer."""
+        context = Context(entry.sequence, entry.received_ns, self.rules, self.clock.closed_through_ns, effects)
+        record = entry.record
+        if isinstance(record, MetricsBatch):
+            values = iter(record.samples)
+            samples = sorted(zip(*[values] * SAMPLE_WIDTH, strict=True), key=lambda sample: sample[0])
+            if not fold_samples(vm, record.customer_id, samples, context):
+                return False
+            effects.newest_sample_ns = samples[-1][0] if samples else 0
+        elif isinstance(record, VmStarted):
+            return fold_start(vm, record.customer_id, record.start_ns, context)
+        elif isinstance(record, VmStopped):
+            fold_stop(vm, record.stop_ns, context)
+        return True
 
     # --- to and from the ledger --------------------------------------------------
 
@@ -292,10 +322,3 @@ def _sort_out(entry: JournalEntry, one_by_one: dict[str, list[JournalEntry]], ef
 def _fact_row(key: FactKey, posting: Posting) -> Row:
     memory = MemoryTime.of_byte_nanos(posting.memory_byte_nanos)
     return (*key, posting.customer_id, *posting.amounts, *memory, *posting[3:])
-
-
-def _dead_letter(effects: Effects, entry: JournalEntry, reason: str) -> None:
-    effects.tallies["dead_letters"] += 1
-    effects.dead_letters.append(
-        DeadLetter(entry.sequence, entry.kind, reason, entry.received_ns, entry.caller, entry.payload)
-    )

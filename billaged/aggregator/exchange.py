@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from billaged.aggregator.columns import EXPLICIT, RUNNING, SAMPLED, Columns, SideTable
+from billaged.aggregator.columns import EXPLICIT, RUNNING, SAMPLED, SAMPLED_AT_START, Columns, SideTable
 from billaged.aggregator.vm import Tail, Vm
 from billaged.model.quantity import MemoryTime
 
@@ -25,6 +25,7 @@ def load_vm(columns: Columns, vm_id: str) -> Vm:
     vm.explicit = bool(flags & EXPLICIT)
     vm.running = bool(flags & RUNNING)
     vm.sampled = bool(flags & SAMPLED)
+    vm.sampled_at_start = bool(flags & SAMPLED_AT_START)
     vm.end_ns = int(columns.end[row])
     vm.last_ns = int(columns.last_time[row])
     vm.memory_bytes = int(columns.memory[row])
@@ -53,7 +54,8 @@ def store_vm(columns: Columns, vm: Vm) -> int:
     columns.ordinal[row] = vm.ordinal
     columns.customer[row] = columns.number_of_customer(vm.customer_id)
     columns.start[row] = vm.start_ns
-    columns.flags[row] = vm.explicit * EXPLICIT | vm.running * RUNNING | vm.sampled * SAMPLED
+    sampled = vm.sampled * SAMPLED | vm.sampled_at_start * SAMPLED_AT_START
+    columns.flags[row] = vm.explicit * EXPLICIT | vm.running * RUNNING | sampled
     columns.end[row] = vm.end_ns
     columns.last_time[row] = vm.last_ns
     columns.memory[row] = vm.memory_bytes

@@ -17,7 +17,7 @@ from billaged.aggregator.arithmetic import Int64, carry_memory, memory_time, pro
 from billaged.aggregator.columns import RUNNING, TOTAL_PEAK, Columns
 from billaged.aggregator.postings import MEASURED, MIB, PEAK, REST, SAMPLES, VALUES_WIDTH, Block
 from billaged.model.records import COUNTERS, SAMPLE_WIDTH, FoldRules, MetricsBatch
-from billaged.model.time import HOUR_NANOS, NANOS
+from billaged.model.time import HOUR_NANOS, INT64_MAX, NANOS
 
 _TIME: Final = 0
 _MEMORY: Final = 1
@@ -25,8 +25,8 @@ _COUNTERS: Final = 2
 # Longer measured steps (a journal may hold rules with any threshold) are folded with plain
 # integers: memory x time in 64 bits is exact up to 9 hours.
 _SPAN_MAX_NANOS: Final = 8 * HOUR_NANOS
-# Sessions with a total above this are folded with plain integers, which notice when it does not fit any more.
-_TOTAL_MAX: Final = 2**62
+# A later time's bucket may end beyond 64 bits.
+_TIME_MAX: Final = INT64_MAX - HOUR_NANOS
 
 
 class Steps(NamedTuple):
@@ -81,7 +81,7 @@ def plan(
 
     steps = _steps(columns, rows, ready, parts)
     bad = _out_of_line(steps, rules, closed_through_ns)
-    bad |= _highest(columns.total.take(steps.row, axis=0)) > _TOTAL_MAX
+    bad |= _past_64_bits(columns, steps)
     if bad.any():
         bad_rows = np.unique(steps.row[bad])
         ready &= ~np.isin(rows, bad_rows)
@@ -168,6 +168,16 @@ def _out_of_line(steps: Steps, rules: FoldRules, closed_through_ns: int) -> NDAr
     return bad
 
 
+def _past_64_bits(columns: Columns, steps: Steps) -> NDArray[np.bool_] | bool:
+    """Steps of sessions whose totals may not fit any more: plain integers tell, and what is to become of them."""
+    totals = columns.total.take(steps.row, axis=0)
+    # Counters only rise here, so what a session's steps bill together is at most its newest value.
+    if int(totals.max()) + int(steps.counters.max()) <= INT64_MAX and int(steps.time.max()) <= _TIME_MAX:
+        return False
+    over: NDArray[np.bool_] = (totals > INT64_MAX - steps.counters).any(axis=1) | (steps.time > _TIME_MAX)
+    return over
+
+
 def _blocks(columns: Columns, bucket_ns: int, steps: Steps, span: Int64, mib: Int64, rest: Int64) -> list[Block]:
     """The postings of these steps: whole where a step stays in its bucket, in parts where it crosses an edge."""
     from_bucket = steps.previous_time - steps.previous_time % bucket_ns
@@ -228,7 +238,7 @@ def apply(columns: Columns, planned: Plan) -> None:
         columns.samples[rows] += 1
     else:
         last = np.append(starts[1:], len(steps.row)) - 1
-        columns.samples[rows] += (last - starts + 1).astype(np.int32)
+        columns.samples[rows] += last - starts + 1
         amounts = np.add.reduceat(amounts, starts, axis=0)
         mib, rest = segment_sums_memory(mib, rest, starts)
         peak = np.maximum.reduceat(peak, starts)

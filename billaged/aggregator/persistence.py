@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from billaged.aggregator.changes import Row
-from billaged.aggregator.columns import EXPLICIT, RUNNING, SAMPLED, TOTALS_WIDTH, Columns
+from billaged.aggregator.columns import EXPLICIT, RUNNING, SAMPLED, SAMPLED_AT_START, TOTALS_WIDTH, Columns
 from billaged.aggregator.effects import SessionRow
 from billaged.aggregator.postings import Block
 from billaged.model.errors import StorageError
@@ -27,6 +27,7 @@ def _layout() -> tuple[dict[str, slice], int]:
     widths = {
         "version": 1,
         "memory": 1,
+        # SAMPLED and SAMPLED_AT_START, over SAMPLED.
         "sampled": 1,
         "last": COUNTERS,
         "marks": COUNTERS,
@@ -106,7 +107,7 @@ def _states(columns: Columns, rows: NDArray[np.intp], window_number: int) -> NDA
     states = np.zeros((len(rows), _STATE_WIDTH), dtype=np.int64)
     states[:, STATE["version"]] = _VERSION
     states[:, STATE["memory"]] = columns.memory[rows][:, None]
-    states[:, STATE["sampled"]] = ((columns.flags[rows] & SAMPLED) != 0)[:, None]
+    states[:, STATE["sampled"]] = ((columns.flags[rows] & (SAMPLED | SAMPLED_AT_START)) // SAMPLED)[:, None]
     states[:, STATE["last"]] = columns.last[rows]
     states[:, STATE["window_number"]] = -1
     for slots, table, name, flag, value in (

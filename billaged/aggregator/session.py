@@ -34,12 +34,11 @@ def _fold_sample(vm: Vm, customer_id: str, sample: Sample, item: int, context: C
     tallies = context.effects.tallies
     if not vm.ordinal:
         _open_implicit(vm, customer_id, sample, context)
+    elif _is_newest(vm, sample):
+        tallies["duplicates"] += 1
     elif vm.samples and time_ns == vm.last_ns:
-        if sample[1] == vm.memory_bytes and list(sample[2:]) == vm.last:
-            tallies["duplicates"] += 1
-        else:
-            tallies["conflicts"] += 1
-            record(vm, context, "conflict", time_ns, {"values": list(sample[1:])}, item)
+        tallies["conflicts"] += 1
+        record(vm, context, "conflict", time_ns, {"values": list(sample[1:])}, item)
     elif vm.running and (time_ns > vm.last_ns or (not vm.samples and time_ns == vm.start_ns)):
         _step(vm, sample, item, context)
     elif not vm.running and time_ns > vm.end_ns:
@@ -49,6 +48,14 @@ def _fold_sample(vm: Vm, customer_id: str, sample: Sample, item: int, context: C
     else:
         tallies["late"] += 1
         record(vm, context, "late", time_ns, {"values": list(sample[1:])}, item)
+
+
+def _is_newest(vm: Vm, sample: Sample) -> bool:
+    """Whether it is the VM's newest sample again, also where a session has begun at that instant since."""
+    # A session without samples has its start in the place of its newest sample's time.
+    if sample[0] != vm.last_ns or not (vm.samples or vm.sampled_at_start):
+        return False
+    return sample[1] == vm.memory_bytes and list(sample[2:]) == vm.last
 
 
 def fold_start(vm: Vm, customer_id: str, start_ns: int, context: Context) -> bool:
@@ -104,6 +111,7 @@ def fold_stop(vm: Vm, stop_ns: int, context: Context) -> bool:
 
 
 def _open(vm: Vm, customer_id: str, start_ns: int, *, explicit: bool) -> None:
+    vm.sampled_at_start = start_ns == vm.last_ns and (vm.samples > 0 or vm.sampled_at_start)
     vm.ordinal += 1
     vm.customer_id = customer_id
     vm.start_ns = vm.last_ns = start_ns
@@ -143,6 +151,7 @@ def _accept(vm: Vm, sample: Sample, context: Context) -> None:
     """The sample becomes the newest one; it counts in the bucket of its own time."""
     time_ns, memory_bytes = sample[0], sample[1]
     vm.last_ns, vm.memory_bytes, vm.last, vm.sampled = time_ns, memory_bytes, list(sample[2:]), True
+    vm.sampled_at_start = False
     vm.samples += 1
     vm.peak_bytes = max(vm.peak_bytes, memory_bytes)
     vm.window_base[-1] = max(vm.window_base[-1], memory_bytes)

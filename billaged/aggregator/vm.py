@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple
 
 from billaged.aggregator.effects import Amounts, Anomaly, Effects, SessionRow, canonical_json
@@ -50,6 +51,7 @@ class Vm:
         "previous_end_ns",
         "running",
         "sampled",
+        "sampled_at_start",
         "samples",
         "start_ns",
         "tail",
@@ -70,6 +72,8 @@ class Vm:
         self.memory_bytes = 0
         # Whether `last` holds a sample's counters, of this session or an earlier one.
         self.sampled = False
+        # Whether that sample, of an earlier session, was taken at the very instant this one starts.
+        self.sampled_at_start = False
         self.last = [0] * COUNTERS
         self.marks = [0] * COUNTERS
         # Of an implicit session: what its first sample would have billed after a start.
@@ -86,6 +90,13 @@ class Vm:
         # The totals when the running interval first touched the session, and in the
         # peak's place the highest memory sampled since.
         self.window_base = self.totals_without_peak()
+
+    def copy(self) -> Vm:
+        """The same, so far; what happens to one is not seen in the other."""
+        twin = copy(self)
+        twin.last, twin.marks = list(self.last), list(self.marks)
+        twin.counters, twin.window_base = list(self.counters), list(self.window_base)
+        return twin
 
     @property
     def accounted_ns(self) -> int:

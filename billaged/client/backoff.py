@@ -6,12 +6,13 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from billaged.client.failure import RETRY_SECONDS_MAX
+from billaged.client.failure import NO_REASON, RETRY_SECONDS_MAX
 
 FIRST_SECONDS = 0.5
 LONGEST_SECONDS = 30.0
-# Failures that somebody has to do something about: a policy to be changed, a certificate to be renewed.
-SLOW_CODES: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
+# Failures that somebody has to do something about: a policy to be changed, a certificate to be renewed, a server
+# that answers nonsense.
+SLOW_CODES: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", NO_REASON})
 SLOW_LONGEST_SECONDS: Final = 60.0
 
 
@@ -32,6 +33,10 @@ class Backoff:
         if asked_seconds is None or not asked_seconds > own:
             return own
         return max(own, min(asked_seconds, RETRY_SECONDS_MAX))
+
+    def another(self) -> Backoff:
+        """One that starts from the beginning, with the same chance."""
+        return Backoff(self._chance)
 
     def reset(self) -> None:
         self._failures = 0

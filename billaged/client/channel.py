@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from billaged.client.connection import Connection
 from billaged.client.failure import NO_IDENTITY, CallFailed, code_and_details, retry_after_seconds
@@ -43,8 +43,12 @@ class BillingClient:
     connection, and the old one is closed after its last.
     """
 
-    def __init__(self, target: Target) -> None:
-        """Connects with the first call. Raises BadMaterial for TLS files that cannot be used."""
+    def __init__(self, target: Target, is_patient: bool = False) -> None:
+        """Connects with the first call. Patient, it waits for TLS files that cannot be used yet.
+
+        Raises:
+            BadMaterial: they cannot be used, and it is not patient.
+        """
         self.target = target
         self._keeper = Keeper()
         self._news = threading.Event()  # other material
@@ -54,7 +58,7 @@ class BillingClient:
         self._connection: Connection | None = None  # for new calls
         self._retired: set[Connection] = set()  # with the last calls still under way
         self._tried: Material | None = None  # what the newest call was made with, or would have been
-        self._source = target.tls.source(self._keeper) if target.tls is not None else None
+        self._source = target.tls.source(self._keeper, is_patient) if target.tls is not None else None
         if self._source is not None:
             self._source.start()
 
@@ -62,19 +66,24 @@ class BillingClient:
         """Send one serialized request; returns the response message.
 
         Raises:
-            CallFailed: any status but OK, with its code; NO_IDENTITY where there is nothing to connect with.
+            CallFailed: any status but OK, with its code; INTERNAL for an answer that is none; NO_IDENTITY
+                where there is nothing to connect with.
         """
         method = METHODS[kind]
         with self._connected() as connection:
             try:
                 # The stubs of grpc know no serializer of None, which sends bytes as they are.
-                rpc: Any = connection.channel.unary_unary(method.path, None, method.response.FromString)
-                response: Message = rpc(request, timeout=self.target.timeout_seconds)
+                rpc: Any = connection.channel.unary_unary(method.path, None, None)
+                answer: bytes = rpc(request, timeout=self.target.timeout_seconds)
             except grpc.RpcError as error:
                 raise self._failure(error, connection.material) from None
             except ValueError as error:  # what grpc says of a channel closed between the check and the call
                 raise CallFailed("CANCELLED", str(error)) from None
-        return response
+        try:
+            # Not left to gRPC, which writes a traceback into the log for an answer that is garbage.
+            return method.response.FromString(answer)
+        except DecodeError:
+            raise CallFailed("INTERNAL", f"the answer is no {method.response.DESCRIPTOR.name}") from None
 
     def wait_for_identity(self) -> None:
         """Until a call can be made: an identity from a SPIFFE agent takes its time.

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import grpc
 
-from billaged.client.tls import NoTrust, Tls
+from billaged.client.tls import Tls
 from billaged.identity.material import Material
 
 _OPTIONS: Final = (
@@ -60,10 +60,7 @@ def _channel(address: str, tls: Tls | None, material: Material | None) -> grpc.C
     if tls is None:
         return grpc.insecure_channel(address, options=_OPTIONS)
     if material is None:
-        raise NoTrust(
-            "the SPIFFE agent has not answered yet",
-            "Is the SPIFFE agent running, and does it have an entry for this process?",
-        )
+        raise tls.nothing_yet()
     credentials = grpc.ssl_channel_credentials(
         tls.roots_pem(material), material.key_pem or None, material.chain_pem or None
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from billaged.client.methods import METHODS
 from billaged.client.segment import SpoolRecord
@@ -17,12 +17,16 @@ MAX_SAMPLES = 1_000
 
 @dataclass(slots=True)
 class Delivery:
-    """One call: all of the records have this kind, and belong to this VM and customer."""
+    """One call: all of the records have this kind, and belong to this VM and customer.
+
+    One that ``is_unreadable`` holds one record, which is no request of its kind and cannot be sent.
+    """
 
     kind: Kind
     vm_id: str
     customer_id: str = ""
     records: list[SpoolRecord] = field(default_factory=list)
+    is_unreadable: bool = False
 
     def request(self) -> Message:
         if self.kind is not Kind.METRICS:
@@ -46,7 +50,11 @@ def join(records: Iterable[SpoolRecord]) -> list[Delivery]:
     deliveries: list[Delivery] = []
     open_batches: dict[str, Delivery] = {}
     for record in records:
-        message = METHODS[record.kind].request.FromString(record.payload)
+        try:
+            message = METHODS[record.kind].request.FromString(record.payload)
+        except DecodeError:
+            deliveries.append(Delivery(record.kind, "", records=[record], is_unreadable=True))
+            continue
         vm_id, customer_id = str(getattr(message, "vm_id", "")), str(getattr(message, "customer_id", ""))
         batch = open_batches.get(vm_id)
         fits = batch is not None and batch.customer_id == customer_id and len(batch.records) < MAX_SAMPLES

@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from billaged.client.plain import plain
 from billaged.model.errors import BillagedError
 
 # The longest wait that a server may ask for: one that is mistaken, or hostile, must not stop the sender for a year.
@@ -16,7 +17,8 @@ RETRY_SECONDS_MAX: Final = 30.0
 
 # Codes of our own, beside gRPC's.
 NO_IDENTITY: Final = "NO_IDENTITY"  # nothing to make a connection with; no call was made
-UNKEPT: Final = "UNKEPT"  # refused, and it could not be written down
+UNKEPT: Final = "UNKEPT"  # this disk, not the server: the spool cannot be read, or what must be written down cannot be
+NO_REASON: Final = "NO_REASON"  # answered with success=false, and nothing that says why
 
 
 class CallFailed(BillagedError):
@@ -24,12 +26,13 @@ class CallFailed(BillagedError):
 
     ``code`` is the gRPC status name or one of ours, ``retry_after_seconds`` what the server
     asked for (None: nothing), ``hint`` what may help, empty where nobody can tell.
+    ``details`` may be the server's own words: here they become fit to be shown.
     """
 
     def __init__(self, code: str, details: str, retry_after_seconds: float | None = None, hint: str = "") -> None:
-        super().__init__(f"{code}: {details}")
+        self.details = plain(details)
+        super().__init__(f"{code}: {self.details}")
         self.code = code
-        self.details = details
         self.retry_after_seconds = retry_after_seconds
         self.hint = hint
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from billaged.client.cursor import Cursor, Position
-from billaged.client.segment import HEADER_BYTES, SpoolRecord, frame, frames, generation_of, header
+from billaged.client.damage import DamageFolder, sync_directory
+from billaged.client.segment import FRAME_BYTES, HEADER_BYTES, Header, SpoolRecord, frames, pieces
 from billaged.model.errors import BillagedError, StorageError
 from billaged.model.records import Kind
 
@@ -34,8 +35,12 @@ class SpoolRefused(BillagedError):
 @dataclass(slots=True)
 class _Segment:
     path: Path
-    generation: int  # 0 until it has a header
+    header: Header | None  # None until there is one in the file
     size_bytes: int  # whole frames only; what lies behind is no part of it
+
+    @property
+    def generation(self) -> int:
+        return self.header.generation if self.header is not None else 0
 
 
 class Spool:
@@ -52,6 +57,9 @@ class Spool:
         """
         self.directory = directory
         self.max_bytes = max_bytes
+        # How much of it others use; whoever does sets it.
+        self.reserved_bytes = 0
+        self._damage = DamageFolder(directory)
         self._segment_bytes = min(_MAX_SEGMENT_BYTES, max(MIN_SPOOL_BYTES // 4, max_bytes // 8))
         self._lock = threading.Lock()  # guards everything below
         self._segments: list[_Segment] = []  # oldest first; the last one is appended to
@@ -78,15 +86,15 @@ class Spool:
         """
         if not records:
             return
-        data = b"".join(map(frame, records))
+        size_bytes = sum(FRAME_BYTES + 1 + len(record.payload) for record in records)
         notices_only = all(record.kind is not Kind.METRICS for record in records)
         limit_bytes = self.max_bytes + (self.max_bytes // 8 if notices_only else 0)
         with self._lock:
             used_bytes = sum(segment.size_bytes for segment in self._segments)
-            if used_bytes + HEADER_BYTES + len(data) > limit_bytes:
+            if used_bytes + self.reserved_bytes + HEADER_BYTES + size_bytes > limit_bytes:
                 raise SpoolRefused(f"the spool is full ({self.max_bytes} bytes)")
             try:
-                self._write(data)
+                self._write(records)
             except OSError as error:
                 # After a failed fsync nobody knows what is on disk, and a second one would lie. The frames
                 # before this one are safe; later ones go to another file.
@@ -94,24 +102,34 @@ class Spool:
                 raise SpoolRefused(f"the spool cannot be written: {error.strerror}") from error
 
     def peek(self, max_records: int, max_bytes: int) -> tuple[list[SpoolRecord], Position]:
-        """The oldest records (at least one, if any wait), and the position that acknowledges them."""
+        """The oldest records (at least one, if any wait), and the position that acknowledges them.
+
+        Damaged bytes before that position are set aside, in files of their own.
+
+        Raises:
+            OSError: a segment cannot be read, or what is damaged first cannot be set aside.
+        """
         records: list[SpoolRecord] = []
         taken_bytes = 0
         with self._lock:
             position = self._head
             for segment in self._segments:
+                if segment.header is None:
+                    continue
                 offset = position.offset if position.generation == segment.generation else HEADER_BYTES
                 data = self._read(segment, offset)
-                end = 0
-                for record, end in frames(data):
-                    records.append(record)
-                    position = Position(segment.generation, offset + end)
-                    taken_bytes += len(record.payload)
+                for piece in pieces(data, segment.header.salt, offset):
+                    if piece.record is None:
+                        if records:
+                            return records, position
+                        damaged = data[piece.start - offset : piece.end - offset]
+                        self._damage.keep(segment.path, segment.generation, piece.start, damaged)
+                    else:
+                        records.append(piece.record)
+                        taken_bytes += len(piece.record.payload)
+                    position = Position(segment.generation, piece.end)
                     if len(records) >= max_records or taken_bytes >= max_bytes:
                         return records, position
-                if end < len(data):
-                    _log.error("%s: damaged at byte %d; %d bytes lost", segment.path, offset + end, len(data) - end)
-                    position = Position(segment.generation, segment.size_bytes)
         return records, position
 
     def acknowledge(self, position: Position) -> None:
@@ -132,6 +150,14 @@ class Spool:
             self._cursor.close()
             os.close(self._lock_file)
 
+    def remove(self) -> None:
+        """Close it and delete its files, once all is acknowledged. What was set aside stays, with the directory."""
+        self.close()
+        for path in (*self.directory.glob("*.spool"), self.directory / "cursor", self.directory / "lock"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()
+
     def _drop_acknowledged(self) -> None:
         while len(self._segments) > 1 and self._segments[0].generation < self._head.generation:
             self._segments[0].path.unlink()
@@ -146,7 +172,7 @@ class Spool:
         else:
             # Emptied in place: its next header gets a new generation.
             os.truncate(first.path, 0)
-            first.generation, first.size_bytes = 0, 0
+            first.header, first.size_bytes = None, 0
 
     def _hold(self) -> int:
         file = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -160,15 +186,19 @@ class Spool:
         return file
 
     def _load(self) -> None:
+        self._damage.say_what_is_there()
         for path in sorted(self.directory.glob("*.spool")):
             with path.open("rb") as file:
-                generation = generation_of(file.read(HEADER_BYTES))
-            if generation is None:
-                self._set_aside(path)
-            elif generation < self._head.generation:
+                found = Header.read(file.read(HEADER_BYTES))
+            size_bytes = path.stat().st_size
+            if size_bytes < HEADER_BYTES:
+                path.unlink()  # emptied, or its first write cut short
+            elif found is None:
+                self._damage.move(path)
+            elif found.generation < self._head.generation:
                 path.unlink()
             else:
-                self._segments.append(_Segment(path, generation, path.stat().st_size))
+                self._segments.append(_Segment(path, found, size_bytes))
         if self._segments:
             self._cut_tail(self._segments[-1])
         first = self._segments[0] if self._segments else None
@@ -180,30 +210,25 @@ class Spool:
             self._cursor.write(self._head)
 
     def _cut_tail(self, segment: _Segment) -> None:
-        """Cut the file back to its last whole frame: nobody was told that what a crash cut short is safe."""
-        whole = HEADER_BYTES
-        for _, end in frames(segment.path.read_bytes()[HEADER_BYTES:]):
-            whole = HEADER_BYTES + end
-        if whole < segment.size_bytes:
-            _log.warning("%s: torn tail of %d bytes cut off", segment.path, segment.size_bytes - whole)
-            os.truncate(segment.path, whole)
-            segment.size_bytes = whole
-
-    def _set_aside(self, path: Path) -> None:
-        if path.stat().st_size < HEADER_BYTES:
-            path.unlink()  # emptied, or its first write cut short
+        """Cut off an incomplete last frame: nobody was told that what a crash cut short is safe."""
+        if segment.header is None:
             return
-        _log.error("%s: not a spool file, set aside", path)
-        path.rename(path.with_suffix(".damaged"))
+        data = self._read(segment, HEADER_BYTES)
+        for piece in pieces(data, segment.header.salt, HEADER_BYTES):
+            if piece.is_torn:
+                _log.warning("%s: torn tail of %d bytes cut off", segment.path, piece.end - piece.start)
+                os.truncate(segment.path, piece.start)
+                segment.size_bytes = piece.start
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, records: Sequence[SpoolRecord]) -> None:
         segment = self._writable()
-        fresh = segment.size_bytes == 0
-        generation = segment.generation
-        if fresh:
+        header = segment.header
+        if header is None:
             newest = max((other.generation for other in self._segments), default=0)
-            generation = max(newest, self._head.generation) + 1
-            data = header(generation) + data
+            header = Header.new(max(newest, self._head.generation) + 1)
+            data = header.data() + frames(header.salt, HEADER_BYTES, records)
+        else:
+            data = frames(header.salt, segment.size_bytes, records)
         file = os.open(segment.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -218,9 +243,10 @@ class Spool:
                 raise
         finally:
             os.close(file)
-        segment.generation, segment.size_bytes = generation, segment.size_bytes + len(data)
-        if fresh:
-            self._sync_directory()
+        is_fresh = segment.header is None
+        segment.header, segment.size_bytes = header, segment.size_bytes + len(data)
+        if is_fresh:
+            sync_directory(self.directory)
 
     def _writable(self) -> _Segment:
         last = self._segments[-1] if self._segments else None
@@ -233,7 +259,7 @@ class Spool:
         number = max(newest, self._head.generation) + 1
         while (path := self.directory / f"{number:020d}.spool").exists():
             number += 1
-        self._segments.append(_Segment(path, 0, 0))
+        self._segments.append(_Segment(path, None, 0))
         self._sealed = False
         return self._segments[-1]
 
@@ -243,10 +269,3 @@ class Spool:
         with segment.path.open("rb") as file:
             file.seek(offset)
             return file.read(segment.size_bytes - offset)
-
-    def _sync_directory(self) -> None:
-        file = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)

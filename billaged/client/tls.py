@@ -8,6 +8,7 @@ from typing import Final
 
 from cryptography import x509
 
+from billaged.client.patience import PatientSource
 from billaged.identity.files import FileSource, PemFiles
 from billaged.identity.keeper import Keeper, Source
 from billaged.identity.material import Material
@@ -36,10 +37,14 @@ class TlsFiles:
     key: Path | None = None
     server_name: str | None = None
 
-    def source(self, keeper: Keeper) -> Source:
-        """Its start raises BadMaterial for files that cannot be used."""
+    def source(self, keeper: Keeper, is_patient: bool) -> Source:
+        """Unless it is patient, its start raises BadMaterial for files that cannot be used."""
         files = PemFiles(self.cert, self.key, self.ca, ("--tls-cert", "--tls-key", "--tls-ca"))
-        return FileSource(files, keeper, _LOOK_SECONDS)
+        source = FileSource(files, keeper, _LOOK_SECONDS)
+        return PatientSource(source, keeper, _LOOK_SECONDS) if is_patient else source
+
+    def nothing_yet(self) -> NoTrust:
+        return NoTrust("the TLS files cannot be used", "Set them right: they are read again every second.")
 
     def roots_pem(self, material: Material) -> bytes | None:
         """None are the system's."""
@@ -58,11 +63,17 @@ class SpiffeAgent:
     server_name: str = SPIFFE_SERVER_NAME
     trust_domain: str | None = None
 
-    def source(self, keeper: Keeper) -> Source:
-        """Its start returns before there is an answer."""
+    def source(self, keeper: Keeper, is_patient: bool) -> Source:
+        """Its start returns before there is an answer, patient or not."""
         from billaged.identity.spiffe import SpiffeSource  # its library takes its time to import
 
         return SpiffeSource(self.socket, keeper)
+
+    def nothing_yet(self) -> NoTrust:
+        return NoTrust(
+            "the SPIFFE agent has not answered yet",
+            "Is the SPIFFE agent running, and does it have an entry for this process?",
+        )
 
     def roots_pem(self, material: Material) -> bytes:
         """Of one trust domain only: in one pool with others, each could sign for all of them.

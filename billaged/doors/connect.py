@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError, ErrorDetail
@@ -22,12 +22,12 @@ from protobuf.wkt import Any as WireAny
 from starlette.responses import JSONResponse
 
 from billaged.doors.gate import Admission
-from billaged.doors.json_codec import decode_json, encode_json
+from billaged.doors.json_codec import encode_json
 from billaged.doors.methods import BILLING_SERVICES, METHODS, SERVICES, STREAM_SERVICE, WATCH_METHOD, Method
 from billaged.doors.ports import Intake, SummaryFeed
-from billaged.doors.receiver import LARGE_BYTES, Receiver
+from billaged.doors.receiver import Receiver
 from billaged.doors.status import refusal
-from billaged.doors.watchers import STALLED_SECONDS, StalledWatcher, Watchers, watch_request
+from billaged.doors.watchers import STALLED_SECONDS, WATCHED_IDS_MAX, StalledWatcher, Watchers, watch_request
 from billaged.model.errors import Forbidden, NotServing, RequestError, Unauthenticated
 from billaged.settings import Grpc
 from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary, WatchSummariesRequest
@@ -52,15 +52,20 @@ _STREAM_TYPES: Final = ("application/connect+json", "application/connect+proto")
 _WEB_TYPES: Final = ("application/grpc-web", "application/grpc-web+proto", "application/grpc-web+json")
 
 
-class Body(NamedTuple):
-    """A request as it came: decoding a large one is not for the loop, so the codec leaves it alone."""
+class Body:
+    """A request as it came: decoding a large one is not for the loop, so the codec leaves it alone.
 
-    data: bytes
-    is_json: bool
+    The protocol keeps a failed request until a garbage collection, so what is in it can be taken out.
+    """
 
-    def serialized(self, message_type: type[Message]) -> bytes:
-        """Raises InvalidField for JSON that is no such message."""
-        return decode_json(self.data, message_type) if self.is_json else self.data
+    def __init__(self, data: bytes, is_json: bool) -> None:
+        self._data = data
+        self.is_json = is_json
+
+    def take(self) -> bytes:
+        """What came. Gone afterwards."""
+        data, self._data = self._data, b""
+        return data
 
 
 class BodyCodec:
@@ -199,31 +204,36 @@ class ConnectDoor:
 
     def _unary(self, method: Method) -> Callable[[Any, Any], Awaitable[Message]]:
         async def handle(body: Body, context: object) -> Message:
+            data = body.take()
+            answering = self._answer(method, data, is_json=body.is_json)
+            del data
             try:
-                admission = _admission()
-                if body.is_json and len(body.data) > LARGE_BYTES:
-                    payload = await self._receiver.beside(len(body.data), lambda: body.serialized(method.request))
-                else:
-                    payload = body.serialized(method.request)
-                answer = await self._receiver.receive(method, payload, admission)
-            except Exception as error:
-                raise connect_error(error) from error
-            response = method.response()
-            response.ParseFromString(answer)
-            return response
+                return await answering
+            except Exception as error:  # noqa: BLE001 - each is told to the caller, and a bug is logged
+                told = connect_error(error)
+            # Not from within: the frames of the error have the message.
+            raise told
 
         return handle
+
+    async def _answer(self, method: Method, data: bytes, *, is_json: bool) -> Message:
+        admission = _admission()
+        payload = await self._receiver.serialized(method, data) if is_json else data
+        response = method.response()
+        response.ParseFromString(await self._receiver.receive(method, payload, admission))
+        return response
 
     async def _watch(self, body: Body, context: object) -> AsyncIterator[UsageSummary]:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("the server calls its application in tasks")
         self._watching.add(task)
+        told: ConnectError | None = None
         try:
             if self._stopping:
                 raise NotServing("billaged is stopping")
             admission = _admission()
-            request = watch_request(body.serialized(WatchSummariesRequest), admission)
+            request = await self._watch_request(body, admission)
             async with aclosing(self._watchers.watch(request, admission)) as summaries:
                 async for summary in summaries:
                     yield summary
@@ -231,11 +241,19 @@ class ConnectDoor:
             if not self._stopping:
                 raise
             task.uncancel()
-            raise connect_error(NotServing("billaged is stopping")) from None
-        except Exception as error:
-            raise connect_error(error) from error
+            told = connect_error(NotServing("billaged is stopping"))
+        except Exception as error:  # noqa: BLE001 - as in _unary
+            told = connect_error(error)
         finally:
             self._watching.discard(task)
+        if told is not None:
+            raise told
+
+    async def _watch_request(self, body: Body, admission: Admission) -> WatchSummariesRequest:
+        payload = body.take()
+        if body.is_json:
+            payload = await self._receiver.serialized_message(WatchSummariesRequest, payload, WATCHED_IDS_MAX)
+        return watch_request(payload, admission)
 
 
 def _admission() -> Admission:

@@ -28,9 +28,11 @@ StillOpen = Callable[[Collection[str]], set[str]]
 _log: Final = logging.getLogger("billaged.doors")
 
 _PEERS_MAX: Final = 65_536
-_LOOK_SECONDS: Final = 1
-# A look at very many sockets takes long, on the event loop: it may have this part of its time.
+# Time between two looks, so that callers who connect anew for each call are not refused for connections that
+# they have closed. A look at very many sockets takes long, on the event loop: it may have this part of its time.
+_LOOK_NANOS: Final = NANOS // 20
 _LOOK_SHARE: Final = 50
+_RETRY_SECONDS: Final = 1.0
 
 # The tables of the namespace that this process is in; /proc/net can be hidden from a service.
 _TABLES: Final = Path("/proc/self/net")
@@ -78,7 +80,7 @@ class Connections:
                 raise Overloaded(
                     f"{self._per_key_max} other connections are in use, as many as one caller may have"
                     f" ({MAX_CONNECTIONS_PER_IDENTITY})",
-                    _LOOK_SECONDS,
+                    _RETRY_SECONDS,
                 )
         if len(self._key_of) >= self._peers_max:
             self._look()
@@ -109,7 +111,7 @@ class Connections:
         for peer in closed:
             self._forget(peer)
         ended_ns = self._monotonic_nanos()
-        self._look_again_ns = ended_ns + max(_LOOK_SECONDS * NANOS, _LOOK_SHARE * (ended_ns - began_ns))
+        self._look_again_ns = ended_ns + max(_LOOK_NANOS, _LOOK_SHARE * (ended_ns - began_ns))
 
     def _forget(self, peer: str) -> None:
         key = self._key_of.pop(peer, None)

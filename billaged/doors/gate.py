@@ -8,8 +8,11 @@ the request is decoded, whether what it names is within the limits of that role
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Final, Protocol
+from urllib.parse import unquote
 
 from billaged.doors.connections import Connections
 from billaged.doors.rate import Limiter
@@ -70,7 +73,7 @@ class Gate:
         """
         if (reason := self._unusable()) is not None:
             raise NotServing(reason)
-        host = remote.rpartition(":")[0] or remote
+        host = _host(remote)
         try:
             identity = who()
         except Unauthenticated as error:
@@ -224,3 +227,22 @@ class Admission:
             for grant in self.grants
             if grant.allows_instance(record.instance_id) and grant.allows_vms(record.active_vms)
         ]
+
+
+def _host(remote: str) -> str:
+    """What callers who prove nothing are counted by: the address without its port."""
+    return _network(remote.rpartition(":")[0] or remote)
+
+
+@lru_cache(maxsize=4096)
+def _network(host: str) -> str:
+    """Of IPv6 the network: a machine has a whole /64 to choose its addresses from."""
+    if not host.startswith("ipv6:"):
+        return host
+    try:
+        address = ipaddress.IPv6Address(unquote(host.removeprefix("ipv6:")).strip("[]").partition("%")[0])
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return f"ipv4:{address.ipv4_mapped}"
+    return f"ipv6:{ipaddress.IPv6Network((address, 64), strict=False)}"

@@ -23,7 +23,7 @@ from billaged.doors.listening import GRPC_ADDRESS, GRPC_PORT, cannot_listen, joi
 from billaged.doors.methods import BILLING_SERVICES, METHODS, SERVICES, STREAM_SERVICE, WATCH_METHOD, Method
 from billaged.doors.ports import Intake, SummaryFeed
 from billaged.doors.receiver import Receiver
-from billaged.doors.status import refusal
+from billaged.doors.status import Refusal, refusal
 from billaged.doors.watchers import STALLED_SECONDS, StalledWatcher, Watchers, watch_request
 from billaged.identity.caller import Caller, plaintext_caller
 from billaged.model.errors import NotServing
@@ -161,10 +161,12 @@ class GrpcDoor:
         async def handle(payload: bytes, context: Context) -> bytes:
             try:
                 return await receive(method, payload, admit(name, context))
-            except Exception as error:
-                # Every one is told to the caller, and a bug is logged.
-                await context.abort_with_status(refusal(error).grpc_status())
-                raise
+            except Exception as error:  # noqa: BLE001 - each is told to the caller, and a bug is logged
+                told = refusal(error)
+            # gRPC keeps an aborted call until a garbage collection, with its frames: without the message, then.
+            del payload
+            await context.abort_with_status(told.grpc_status())
+            raise RuntimeError("gRPC raises from an abort")
 
         return handle
 
@@ -173,8 +175,12 @@ class GrpcDoor:
         if task is None:
             raise RuntimeError("gRPC calls its handlers in tasks")
         self._watching.add(task)
+        sending = self._send_summaries(payload, context)
+        # As in _unary; the error is told once it has gone, for its frames have the message too.
+        del payload
+        told: Refusal | None = None
         try:
-            await self._send_summaries(payload, context)
+            await sending
         except StalledWatcher as error:
             _log.warning("a watcher was %s", error)
             # The status waits in gRPC behind the message that is not read. The handler need not:
@@ -187,15 +193,18 @@ class GrpcDoor:
             if not self._stopping:
                 raise
             task.uncancel()
-            await context.abort_with_status(refusal(NotServing("billaged is stopping")).grpc_status())
+            told = refusal(NotServing("billaged is stopping"))
         except Exception as error:  # noqa: BLE001 - as in _unary
-            await context.abort_with_status(refusal(error).grpc_status())
+            told = refusal(error)
         finally:
             self._watching.discard(task)
+        if told is not None:
+            await context.abort_with_status(told.grpc_status())
 
     async def _send_summaries(self, payload: bytes, context: Context) -> None:
         admission = self._admit(WATCH_METHOD, context)
         request = watch_request(payload, admission)
+        del payload
         async with contextlib.aclosing(self._watchers.watch(request, admission)) as summaries:
             # Answered at once: the first summary may be an interval away.
             await context.send_initial_metadata(())

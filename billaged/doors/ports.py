@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Protocol
 
-from billaged.model.records import Record
+from billaged.model.records import Kind, Record
 from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary
 
 
 class Intake(Protocol):
     """Where records go."""
+
+    @property
+    def items_max(self) -> Mapping[Kind, int]:
+        """How many items a request's list may hold, for the kinds that have one."""
 
     async def submit(self, record: Record, payload: bytes, caller: str) -> None:
         """Return once the record is durable.

@@ -51,7 +51,9 @@ class Limiter:
             return
         wait_ns = buckets.take(key, 1, NANOS, self._monotonic_nanos())
         if wait_ns:
-            raise self._refusal(f"more than {buckets.rate} requests a second ({REQUESTS_PER_SECOND})", wait_ns)
+            raise self._refusal(
+                f"too many requests: the limit is {buckets.rate} a second ({REQUESTS_PER_SECOND})", wait_ns
+            )
 
     def samples(self, key: str, count: int) -> None:
         """Take the samples of one batch, which may be more than there are: what is owed has to come in again first.
@@ -66,7 +68,9 @@ class Limiter:
             return
         wait_ns = buckets.take(key, count, 0, self._monotonic_nanos())
         if wait_ns:
-            raise self._refusal(f"more than {buckets.rate} samples a second ({SAMPLES_PER_SECOND})", wait_ns)
+            raise self._refusal(
+                f"too many samples: the limit is {buckets.rate} a second ({SAMPLES_PER_SECOND})", wait_ns
+            )
 
     def _refusal(self, message: str, wait_ns: int) -> Overloaded:
         self.throttled += 1

@@ -11,10 +11,15 @@ from google.protobuf.message import DecodeError
 from billaged.doors.gate import Admission
 from billaged.doors.ports import SummaryFeed
 from billaged.model.errors import InvalidField, Overloaded
+from billaged.model.ids import MAX_ID_BYTES, why_not_id
 from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary, WatchSummariesRequest
+from billaged.wire.counting import check_lists
 
 # A watcher that takes nothing for this long is cut off: its queue may be short, but it would stand for ever.
 STALLED_SECONDS: Final = 30.0
+# Customers, and VMs, that one watcher may ask for by name.
+WATCHED_IDS_MAX: Final = 1_000
+_REQUEST_BYTES_MAX: Final = 2 * WATCHED_IDS_MAX * (MAX_ID_BYTES + 3) + 64 * 1024
 
 
 class StalledWatcher(Overloaded):
@@ -64,12 +69,22 @@ def watch_request(payload: bytes, admission: Admission) -> WatchSummariesRequest
     """What is to be watched.
 
     Raises:
-        InvalidField: the bytes are no such request.
+        InvalidField: the bytes are no such request, or it has too many ids or what is no id.
         Forbidden: it names a customer or a VM that may not be seen.
     """
+    check_lists(payload, WatchSummariesRequest, WATCHED_IDS_MAX)
+    # What the request has beside its ids is kept as long as it is watched.
+    if len(payload) > _REQUEST_BYTES_MAX:
+        raise InvalidField("", "the request is larger than all ids that may come at once")
     try:
         request = WatchSummariesRequest.FromString(payload)
     except DecodeError as error:
         raise InvalidField("", "the request is not a valid protobuf message of its type") from error
+    for name, ids in (("customer_ids", request.customer_ids), ("vm_ids", request.vm_ids)):
+        if len(ids) > WATCHED_IDS_MAX:
+            raise InvalidField(name, f"holds {len(ids)} ids, at most {WATCHED_IDS_MAX} may come at once")
+        for index, text in enumerate(ids):
+            if problem := why_not_id(text):
+                raise InvalidField(f"{name}[{index}]", problem)
     admission.check_filter(request.customer_ids, request.vm_ids)
     return request

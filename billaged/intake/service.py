@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from billaged.intake.clock import ClockWatch
 from billaged.intake.validation import Limits, validate
 from billaged.intake.writer import JournalWriter, Waiting
 from billaged.model.errors import NotServing, Overloaded, WrongOwner
-from billaged.model.records import FoldRules, MetricsBatch, Record, Tick, VmStarted
+from billaged.model.records import FoldRules, Kind, MetricsBatch, Record, Tick, VmStarted
 from billaged.wire import codec
 
 # What names a customer.
@@ -69,6 +70,12 @@ class Intake:
         self._submitted_bytes = 0
         # Requests that wait to hear whose a VM is.
         self._looking_up = 0
+
+    @property
+    def items_max(self) -> Mapping[Kind, int]:
+        """How many items a request's list may hold (``doors.ports.Intake``)."""
+        limits = self._limits
+        return {Kind.METRICS: limits.max_samples_per_batch, Kind.HEARTBEAT: limits.max_active_vms_per_heartbeat}
 
     async def submit(self, record: Record, payload: bytes, caller: str) -> None:
         """Validate, journal, return once it is durable (``doors.ports.Intake``)."""

@@ -13,13 +13,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from billaged.aggregator import changes as c
-from billaged.aggregator.buckets import BucketClock
 from billaged.aggregator.changes import Checkpoint, LedgerChanges, Row
 from billaged.ledger import tables as t
 from billaged.ledger.bulk import replacing, write_rows
+from billaged.ledger.checked import checkpoint_of, readable, typed_rows
 from billaged.model.errors import DurabilityLost, StorageError
 from billaged.model.quantity import REST_PER_MIB_SECOND
-from billaged.model.records import COUNTER_FIELDS, FoldRules
+from billaged.model.records import COUNTER_FIELDS
 
 _PART: Final = 0
 _ASK_VMS: Final = 500
@@ -52,13 +52,13 @@ class LedgerStore:
     def __init__(self, engine: Engine, journal_id: str) -> None:
         """
         Raises:
-            StorageError: the ledger belongs to another journal.
+            StorageError: the ledger belongs to another journal, or is damaged.
         """
         self._engine = engine
         # A ledger in memory is one connection, and one transaction at a time; files have one for each thread.
         in_memory = isinstance(engine.pool, StaticPool)
         self._alone: AbstractContextManager[Any] = threading.Lock() if in_memory else nullcontext()
-        with engine.begin() as connection:
+        with readable(), engine.begin() as connection:
             row = connection.execute(select(t.checkpoint)).one_or_none()
             if row is None:
                 self._epoch = 1
@@ -72,7 +72,7 @@ class LedgerStore:
                     "Put back the journal.db that belongs to it, or move ledger.db away to fold this journal anew.",
                 )
             self._epoch = row.epoch + 1
-            self._checkpoint = _checkpoint_of(row)
+            self._checkpoint = checkpoint_of(row)
             connection.execute(update(t.checkpoint).values(epoch=self._epoch))
 
     def checkpoint(self) -> Checkpoint:
@@ -102,24 +102,32 @@ class LedgerStore:
             )
 
     def newest_sessions(self, vm_ids: Collection[str]) -> Sequence[Row]:
-        """The newest session of each VM that has one, as ``SESSION_COLUMNS``. Any thread may ask."""
+        """The newest session of each VM that has one, as ``SESSION_COLUMNS``. Any thread may ask.
+
+        Raises:
+            StorageError: a row is damaged, or cannot be read.
+        """
         wanted = list(vm_ids)
         rows: list[Any] = []
-        with self._alone, self._engine.connect() as connection:
+        with readable(), self._alone, self._engine.connect() as connection:
             for start in range(0, len(wanted), _ASK_VMS):
                 query = _session_rows().where(t.sessions.c.newest == 1)
                 query = query.where(t.sessions.c.vm_id.in_(wanted[start : start + _ASK_VMS]))
                 rows += connection.execute(query).all()
-        return [tuple(row) for row in rows]
+        return [tuple(row) for row in typed_rows(t.sessions, c.SESSION_COLUMNS, rows)]
 
     def running_sessions(self) -> Iterable[Sequence[Row]]:
+        """
+        Raises:
+            StorageError: a row is damaged, or cannot be read.
+        """
         # The driver's own rows: nothing in between, a fleet is loaded in one go.
         names = ", ".join(c.SESSION_COLUMNS)
         query = f"SELECT {names} FROM sessions WHERE end_ns IS NULL"
-        with self._engine.connect() as connection:
+        with readable(), self._engine.connect() as connection:
             cursor: Any = connection.exec_driver_sql(query).cursor
             while rows := cursor.fetchmany(_LOAD_ROWS):
-                yield rows
+                yield typed_rows(t.sessions, c.SESSION_COLUMNS, rows)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -161,14 +169,3 @@ def _columns_of(checkpoint: Checkpoint) -> dict[str, object]:
         "rules": None if checkpoint.rules is None else json.dumps(checkpoint.rules._asdict()),
         "clock": json.dumps(checkpoint.clock._asdict()),
     }
-
-
-def _checkpoint_of(row: Any) -> Checkpoint:
-    clock = json.loads(row.clock)
-    return Checkpoint(
-        row.position,
-        row.window_number,
-        row.window_start_ns,
-        None if row.rules is None else FoldRules(**json.loads(row.rules)),
-        BucketClock(clock["closed_through_ns"], clock["newest_edge_ns"], tuple(map(tuple, clock["waiting"]))),
-    )

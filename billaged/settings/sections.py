@@ -51,10 +51,9 @@ class Grpc(Section):
     connection_max_age_ns: Annotated[int, Variable("CONNECTION_MAX_AGE"), Duration("0s", "87600h")] = HOUR_NANOS
     """A connection older than this is asked to go and connect anew; running RPCs finish. 0 for no limit."""
 
-    connection_max_idle_ns: Annotated[int, Variable("CONNECTION_MAX_IDLE"), Duration("0s", "87600h")] = (
-        15 * MINUTE_NANOS
-    )
-    """A connection without RPCs for this long is closed; 0 for no limit."""
+    connection_max_idle_ns: Annotated[int, Variable("CONNECTION_MAX_IDLE"), Duration("0s", "87600h")] = 0
+    """A connection without RPCs for this long is closed; 0 for no limit. A request that crosses with the closing can
+    fail, so stay away from the rhythm of your senders."""
 
     keepalive_time_ns: Annotated[int, Variable("KEEPALIVE_TIME"), Duration("1s", "24h")] = MINUTE_NANOS
     """A connection that is silent for this long is asked whether its other side is still there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 
 from auditor.bill import Bill
 from auditor.books import Books, canonical_json
@@ -26,6 +27,9 @@ from auditor.usage import NOTHING, Usage
 
 Amounts = tuple[int, ...]
 
+TOTAL_MAX = 2**63 - 1
+ORDINAL_MAX = 2**31 - 1
+
 
 def bill(events: Iterable[Event]) -> Bill:
     """The bill of a whole journal."""
@@ -43,16 +47,18 @@ class Biller:
         self.sessions: dict[str, list[Session]] = {}
         # Each VM's five meters, in the order of ``COUNTER_NAMES``.
         self.meters: dict[str, list[Meter]] = {}
+        # Each VM's newest sample, in whichever session.
+        self.newest_samples: dict[str, Sample] = {}
         self.instances: dict[str, tuple[int, str]] = {}
         self.reported_gaps: list[tuple[int, str, int, int]] = []
 
     def fold(self, event: Event) -> None:
         what, tallies = event.what, self.books.tallies
         if isinstance(what, Batch):
-            self._batch(event.sequence, what)
+            self._whole_or_not(event.sequence, what)
         elif isinstance(what, Started):
             tallies["starts"] += 1
-            self._start(event.sequence, what)
+            self._whole_or_not(event.sequence, what)
         elif isinstance(what, Stopped):
             tallies["stops"] += 1
             self._stop(event.sequence, what)
@@ -72,6 +78,30 @@ class Biller:
         """The bill so far."""
         return Bill.of(self.books, self.sessions, self.instances, self.reported_gaps)
 
+    def _whole_or_not(self, sequence: int, what: Batch | Started) -> None:
+        """Fold what may bill counters; where a total grows too large for its column, nothing of it is folded."""
+        before = deepcopy(self.__dict__) if self._may_overflow(what) else None
+        if isinstance(what, Batch):
+            self._batch(sequence, what)
+        else:
+            self._start(sequence, what)
+        newest = self._newest(what.vm_id)
+        if newest is not None and (max(newest.totals.counters) > TOTAL_MAX or newest.ordinal > ORDINAL_MAX):
+            if before is None:
+                raise ValueError(f"{what.vm_id}: more was billed than was sent")
+            self.__dict__ = before
+            self.books.bury(sequence, "metrics" if isinstance(what, Batch) else "started", "overflow")
+
+    def _may_overflow(self, what: Batch | Started) -> bool:
+        """Whether even all that it speaks of together is too much: copying everything each time would take for ever."""
+        newest = self._newest(what.vm_id)
+        most = max(newest.totals.counters) if newest is not None else 0
+        if isinstance(what, Batch):
+            most += sum(sum(Sample(*row).counters) for row in what.samples)
+        elif newest is not None:
+            most += sum(newest.baseline_amounts)
+        return most > TOTAL_MAX or (newest is not None and newest.ordinal >= ORDINAL_MAX)
+
     # Samples
 
     def _batch(self, sequence: int, batch: Batch) -> None:
@@ -82,6 +112,8 @@ class Biller:
                 self.books.bury(sequence, "metrics", "wrong_owner")
                 return
             newest = None
+        if samples:
+            self.books.clock.sampled(samples[-1].time_ns)
         for item, sample in enumerate(samples):
             if newest is None:
                 newest = self._open(batch.vm_id, batch.customer_id, sample.time_ns, explicit=False)
@@ -98,6 +130,10 @@ class Biller:
 
     def _sample(self, sequence: int, item: int, session: Session, sample: Sample) -> None:
         t = sample.time_ns
+        if session.newest is None and t == session.start_ns and sample == self.newest_samples.get(session.vm_id):
+            # Sent again, and since then a session has begun at that very instant.
+            self.books.tallies["duplicates"] += 1
+            return
         if session.newest is not None and t == session.newest.time_ns:
             if sample.values == session.newest.values:
                 self.books.tallies["duplicates"] += 1
@@ -140,7 +176,7 @@ class Biller:
         self._accept(sequence, session, sample)
 
     def _accept(self, sequence: int, session: Session, sample: Sample) -> None:
-        session.newest = sample
+        session.newest = self.newest_samples[session.vm_id] = sample
         self.books.tallies["samples"] += 1
         bucket_ns = self.rules.bucket_ns
         counted = Usage(samples=1, memory_peak_bytes=sample.memory_bytes)

@@ -47,22 +47,39 @@ class BucketClock:
     """Which buckets are closed. Counts ticks, never reads a clock."""
 
     def __init__(self) -> None:
+        # What is taken for the time: a tick's, but no later than ticks and samples make it.
+        self.now_ns: int | None = None
+        self.newest_sample_ns: int | None = None
         # Edges that a tick saw ended and that are not closed yet, and the ticks' length since then.
         self.waited_ns: dict[int, int] = {}
-        self.latest_noted_ns: int | None = None
         # Buckets that end at or before it are closed.
         self.closed_until_ns: int | None = None
 
+    def sampled(self, time_ns: int) -> None:
+        if self.newest_sample_ns is None or time_ns > self.newest_sample_ns:
+            self.newest_sample_ns = time_ns
+
     def tick(self, tick: Tick, bucket_ns: int) -> None:
+        self.now_ns = self._believed(tick)
         for edge in list(self.waited_ns):
+            if edge > self.now_ns:
+                del self.waited_ns[edge]
+                continue
             self.waited_ns[edge] += tick.length_ns
             if self.waited_ns[edge] >= CLOSES_AFTER_NS:
                 del self.waited_ns[edge]
                 self.closed_until_ns = edge if self.closed_until_ns is None else max(self.closed_until_ns, edge)
-        ended = bucket_of(tick.time_ns, bucket_ns)
-        if self.latest_noted_ns is None or ended > self.latest_noted_ns:
+        ended = bucket_of(self.now_ns, bucket_ns)
+        if all(ended > edge for edge in (*self.waited_ns, self.closed_until_ns) if edge is not None):
             self.waited_ns[ended] = 0
-            self.latest_noted_ns = ended
+
+    def _believed(self, tick: Tick) -> int:
+        if self.now_ns is None:
+            return tick.time_ns
+        possible_ns = self.now_ns + tick.length_ns
+        if self.newest_sample_ns is not None:
+            possible_ns = max(possible_ns, self.newest_sample_ns)
+        return min(tick.time_ns, possible_ns)
 
     def is_closed(self, bucket_start_ns: int, bucket_ns: int) -> bool:
         return self.closed_until_ns is not None and bucket_start_ns + bucket_ns <= self.closed_until_ns

@@ -61,7 +61,8 @@ def _made(wish: Wish, wanted: tuple[Pair, ...], found: Found, now: datetime) -> 
         kept = None if wish.replace else found.good.get(pair.stem)
         certificate = kept or _written(wish, pair, ca, now)
         yield _line(pair.stem, certificate, ", ".join(names_in(certificate)), made=kept is None)
-    written = write_policy(directory, [pair.stem for pair in wanted[1:]])
+    _, *clients = wanted
+    written = write_policy(directory, [client.stem for client in clients])
     yield Line((POLICY_FILE,), written, "what the clients may do", None)
     if found.expired_ca is not None:
         for name in signed_by(directory, found.expired_ca):

@@ -16,9 +16,11 @@ TRUST_DOMAIN: Final = "dev.billaged"
 
 _SERVER: Final = "billaged"
 _SERVER_NAMES: Final = ("localhost", "billaged", "127.0.0.1", "::1")
-# The same SPIFFE ID for a client would let it pass for the server.
-_RESERVED: Final = {"ca": "ca.pem is another certificate here", "server": "server.pem is another certificate here"} | {
-    _SERVER: "it is the server's"
+_RESERVED: Final = {
+    "ca": "ca.pem is another certificate here",
+    "server": "server.pem is another certificate here",
+    # A client with this SPIFFE ID could pass for the server.
+    _SERVER: "the server is called so",
 }
 
 _LABEL: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
