@@ -17,10 +17,12 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Coroutine, Iterator
 from typing import Any, Final
 
 from billaged import __version__
 from billaged.aggregator.worker import Aggregator
+from billaged.chores import Archive, tick, watch_disk
 from billaged.directory import DataDirectory
 from billaged.doors.connect import ConnectDoor
 from billaged.doors.grpc_server import GrpcDoor
@@ -29,14 +31,12 @@ from billaged.doors.listening import room_for_connections
 from billaged.doors.watchers import Watchers
 from billaged.intake.clock import ClockWatch
 from billaged.intake.journal import entry_of
-from billaged.intake.segments import FOLDER_NAME as SEGMENTS
-from billaged.intake.segments import Segments
 from billaged.intake.service import Intake
 from billaged.intake.validation import Limits
 from billaged.intake.writer import JournalWriter
 from billaged.model.errors import Broken, StartError
 from billaged.model.records import Tick
-from billaged.model.time import MINUTE_NANOS, NANOS, format_duration
+from billaged.model.time import NANOS, format_duration
 from billaged.security import Security
 from billaged.settings import Settings
 from billaged.storage import Stores, open_stores
@@ -54,9 +54,6 @@ _STOP_SECONDS: Final = 9.0
 _GRACE_SECONDS: Final = 3.0
 # And watchers, to read the last summaries.
 _WATCHERS_SECONDS: Final = 1.0
-_TICK_MAX_NANOS: Final = MINUTE_NANOS
-_LOOK_AT_DISK_SECONDS: Final = 1.0
-_ARCHIVE_SECONDS: Final = 60.0
 
 
 class SystemClock:
@@ -92,7 +89,6 @@ class Daemon:
         self._stopping = False
 
         self._stores: Stores = open_stores(directory)
-        self._archived = self._stores.journal.pruned  # what the segments have of the journal
         weights = settings.score.weights()
         self._feed = WatchedSummaries(self._loop, weights, settings.grpc.watcher_queue_max)
         self._broadcast = Broadcast([SummaryLog(settings.summaries.log, weights, readable=readable_log), self._feed])
@@ -182,10 +178,9 @@ class Daemon:
         chores = [
             asyncio.create_task(chore)
             for chore in (
-                self._tick(),
-                self._watch_disk(),
-                self._archive(),
+                tick(self._intake, self._clock, self._settings.aggregation.aggregation_interval_ns),
                 self._security.watch(self._set_serving),
+                *self._chores_of_the_directory(),
             )
         ]
         for task in chores:
@@ -193,6 +188,15 @@ class Daemon:
         await stopping
         for task in chores:
             task.cancel()
+
+    def _chores_of_the_directory(self) -> Iterator[Coroutine[Any, Any, None]]:
+        if self._directory is None:
+            return
+        storage = self._settings.storage
+        if storage.min_free_bytes:
+            yield watch_disk(self._intake, self._directory, storage.min_free_bytes)
+        archive = Archive(self._stores.journal, self._writer, self._aggregator, self._directory, self._clock, storage)
+        yield archive.run()
 
     async def _start(self) -> None:
         self._aggregator.load()
@@ -277,69 +281,6 @@ class Daemon:
             self._loop.call_soon_threadsafe(end)
         except RuntimeError:
             _log.debug("the loop is closed already")
-
-    # --- time --------------------------------------------------------------------
-
-    async def _tick(self) -> None:
-        """Journal the passing of time. A tick that comes late stands for one tick length all the same."""
-        interval_ns = self._settings.aggregation.aggregation_interval_ns
-        per_interval = -(-interval_ns // _TICK_MAX_NANOS)
-        length_ns = interval_ns // per_interval
-        count = 0
-        # The interval that a stop left open goes on from here.
-        self._intake.submit_own(Tick(self._clock.wall_nanos(), 0, closes_interval=False))
-        due = self._clock.monotonic_nanos()
-        while True:
-            due = max(due + length_ns, self._clock.monotonic_nanos())
-            await asyncio.sleep((due - self._clock.monotonic_nanos()) / NANOS)
-            if not self._intake.taking:
-                continue
-            count += 1
-            closes = count % per_interval == 0
-            self._intake.submit_own(Tick(self._clock.wall_nanos(), length_ns, closes_interval=closes))
-
-    async def _watch_disk(self) -> None:
-        """Refuse before the disk is full, so that what was taken can still be written."""
-        needed = self._settings.storage.min_free_bytes
-        if self._directory is None or not needed:
-            return
-        full = False
-        while True:
-            free = self._directory.free_bytes()
-            if (free < needed) != full:
-                full = free < needed
-                reason = f"the disk of the data directory has only {free >> 20} MiB left"
-                self._intake.disk_is_full(reason if full else None)
-                if full:
-                    _log.error("refusing usage: %s, less than UNKEY_BILLAGED_MIN_FREE_BYTES", reason)
-                else:
-                    _log.warning("taking usage again: the disk has room")
-            await asyncio.sleep(_LOOK_AT_DISK_SECONDS)
-
-    async def _archive(self) -> None:
-        """Move what is old and in the ledger out of the journal, into segments."""
-        if self._directory is None:
-            return
-        segments = Segments(self._directory.path / SEGMENTS)
-        while True:
-            await asyncio.sleep(_ARCHIVE_SECONDS)
-            try:
-                await self._archive_once(segments)
-            except Exception:  # noqa: BLE001 - whatever it was, it can wait
-                # Nothing is lost while it waits in the journal: no reason to stop taking usage.
-                _log.exception("the journal could not be archived; trying again in %g s", _ARCHIVE_SECONDS)
-
-    async def _archive_once(self, segments: Segments) -> None:
-        storage, now_ns = self._settings.storage, self._clock.wall_nanos()
-        journal, keep = self._stores.journal, storage.archive_retention_ns
-        before_ns = now_ns - storage.journal_retention_ns
-        in_ledger = self._aggregator.status().ledger_position
-        while last := await asyncio.to_thread(
-            segments.archive, journal, self._archived, in_ledger, before_ns, keep=bool(keep)
-        ):
-            self._archived = self._writer.prunable_through = last
-        if keep:
-            await asyncio.to_thread(segments.remove_older, (now_ns - keep) / NANOS)
 
     # --- for /health and /stats --------------------------------------------------
 

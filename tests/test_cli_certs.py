@@ -27,8 +27,9 @@ from tls_material import CLIENT, SERVER, Authority, key_pem
 
 from billaged.cli.main import billaged
 from billaged.identity.development.folder import make
-from billaged.identity.development.wish import TRUST_DOMAIN, Wish
-from billaged.identity.development.written import write
+from billaged.identity.development.minting import Minted, issue
+from billaged.identity.development.wish import TRUST_DOMAIN, Pair, Wish
+from billaged.identity.development.written import write, write_pair
 from billaged.identity.keeper import Keeper
 from billaged.identity.material import Material
 from billaged.identity.peer import PeerVerifier
@@ -45,6 +46,7 @@ ALL = {f"{stem}.{suffix}" for stem in ("ca", "server", "metald", "operator") for
     "policy.toml"
 }
 TIMEOUT_SECONDS = 60
+PROGRAM = f"{shlex.quote(sys.executable)} -m billaged"  # what these tests have called
 SERVER_ID = "spiffe://dev.billaged/billaged"
 
 
@@ -83,6 +85,12 @@ def names(folder: Path, stem: str) -> list[str]:
     return [str(name.value) for name in found.value]
 
 
+def private_key(folder: Path, stem: str) -> ec.EllipticCurvePrivateKey:
+    key = load_pem_private_key((folder / f"{stem}.key").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
+
+
 # --- the certificates ------------------------------------------------------------
 
 
@@ -115,8 +123,8 @@ def test_certificates_say_what_they_are_for(made: Path) -> None:
         assert authority.key_identifier == subject.digest
         assert timedelta(minutes=1) < NOW - it.not_valid_before_utc < timedelta(minutes=10)
         assert abs(it.not_valid_after_utc - NOW - 30 * DAY) < timedelta(minutes=1)
-        key = load_pem_private_key((made / f"{stem}.key").read_bytes(), None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1)
+        key = private_key(made, stem)
+        assert isinstance(key.curve, ec.SECP256R1)
         assert (made / f"{stem}.key").read_bytes() == key_pem(key), "PKCS#8"
         assert key.public_key() == it.public_key()
     assert len(serials) == 3 and min(serials) > 2**64
@@ -194,19 +202,16 @@ def test_the_policy_gives_what_the_names_promise(made: Path) -> None:
 
 
 def blocks(output: str) -> dict[str, str]:
-    """The commands by their first word."""
-    return {
-        block.split()[0]: block
-        for block in output.split("\n\n")
-        if block.split()[0] in ("export", "billaged", "grpcurl")
-    }
+    """The commands by the program they are for: the daemon with its environment, the sender, grpcurl."""
+    kinds = {"serve": "export ", "send": f"{PROGRAM} send ", "grpcurl": "grpcurl "}
+    return {kind: block for block in output.split("\n\n") for kind, start in kinds.items() if block.startswith(start)}
 
 
 def test_the_environment_is_one_that_the_daemon_takes(folder: Path) -> None:
     output = certs(folder).stdout
     assert "For development only" in output
-    exports, _, last = blocks(output)["export"].rpartition("\n")
-    assert last == "billaged serve"
+    exports, _, last = blocks(output)["serve"].rpartition("\n")
+    assert last == f"{PROGRAM} serve"
     script = (
         f"{exports}\nexec {shlex.quote(sys.executable)} -c 'import os, sys; sys.stdout.write(repr(dict(os.environ)))'"
     )
@@ -216,6 +221,24 @@ def test_the_environment_is_one_that_the_daemon_takes(folder: Path) -> None:
     assert tls.mode == "file"
     assert (tls.cert_file, tls.key_file) == (folder / "server.pem", folder / "server.key")
     assert (tls.ca_file, tls.policy_file) == (folder / "ca.pem", folder / "policy.toml")
+
+
+@pytest.mark.parametrize("is_found", [True, False])
+def test_the_program_is_called_as_it_was(folder: Path, tmp_path: Path, is_found: bool) -> None:
+    """By its path where the shell would not find it, or find another."""
+    script = tmp_path / "a bin" / "billaged"
+    other = tmp_path / "other" / "billaged"
+    for path in (script, other):
+        path.parent.mkdir()
+        path.write_text(f"#!{sys.executable}\nfrom billaged.cli.main import main\nmain()\n")
+        path.chmod(0o755)
+    first = script.parent if is_found else other.parent
+    environment = clean() | {"PATH": f"{first}{os.pathsep}{os.environ['PATH']}"}
+    words = [script, "certs", "dev", "--dir", folder]
+    output = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+    expected = "billaged" if is_found else shlex.quote(str(script))
+    assert f"\n{expected} serve\n" in output
+    assert f"\n{expected} send heartbeat" in output
 
 
 @pytest.fixture
@@ -233,15 +256,14 @@ def clean() -> dict[str, str]:
 def shell(command: str, address: str) -> subprocess.CompletedProcess[str]:
     """Run a command as it was printed, only to a server on another port."""
     assert "127.0.0.1:8081" in command
-    program = f'billaged() {{ {shlex.quote(sys.executable)} -m billaged "$@"; }}'
-    script = f"{program}\n{command.replace('127.0.0.1:8081', address)}"
+    script = command.replace("127.0.0.1:8081", address)
     return subprocess.run(
         ["sh", "-c", script], env=clean(), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
     )
 
 
 def test_the_heartbeat_is_taken_over_mtls(folder: Path, server: BillingServer) -> None:
-    heartbeat = blocks(certs(folder).stdout)["billaged"]
+    heartbeat = blocks(certs(folder).stdout)["send"]
     key, cert, ca = ((folder / name).read_bytes() for name in ("server.key", "server.pem", "ca.pem"))
     server.start(grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=True))
     for host in ("127.0.0.1", "localhost"):
@@ -260,7 +282,7 @@ def test_the_heartbeat_is_taken_over_mtls(folder: Path, server: BillingServer) -
 
 def daemon(output: str, data_dir: Path) -> DaemonProcess:
     """The daemon with the settings that were printed."""
-    exports = blocks(output)["export"].splitlines()[:-1]
+    exports = blocks(output)["serve"].splitlines()[:-1]
     pairs = (shlex.split(line)[1].split("=", 1) for line in exports)
     settings = {name.removeprefix("UNKEY_BILLAGED_"): value for name, value in pairs} | {"DATA_DIR": str(data_dir)}
     return DaemonProcess(data_dir, settings)
@@ -270,10 +292,10 @@ def test_the_daemon_takes_the_heartbeat_of_whom_the_policy_knows(folder: Path, t
     output = certs(folder).stdout
     unknown = certs(folder, "--client", "another").stdout
     with daemon(output, tmp_path / "data") as running:
-        done = shell(blocks(output)["billaged"], running.grpc_address)
+        done = shell(blocks(output)["send"], running.grpc_address)
         assert done.returncode == 0, done.stderr
         assert '"success": true' in done.stdout
-        denied = shell(blocks(unknown)["billaged"], running.grpc_address)
+        denied = shell(blocks(unknown)["send"], running.grpc_address)
         assert denied.returncode == 1 and "PERMISSION_DENIED" in denied.stderr
 
 
@@ -306,7 +328,7 @@ def test_another_client_is_added_from_the_same_ca(made: Path) -> None:
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) == {"another.pem", "another.key"}
     certificate(made, "another").verify_directly_issued_by(certificate(made, "ca"))
-    assert "another.pem" in blocks(result.stdout)["billaged"]
+    assert "another.pem" in blocks(result.stdout)["send"]
     # What is printed for the policy can be put behind it as it is.
     assert "allows spiffe://dev.billaged/another nothing" in result.stdout
     block = next(block for block in result.stdout.split("\n\n") if block.startswith("[[allow]]"))
@@ -411,6 +433,17 @@ def test_a_server_name_that_is_asked_for_must_be_in_the_certificate(made: Path) 
     assert "new.example.org" in names(made, "server")
 
 
+def test_a_server_without_its_spiffe_id_is_made_anew_only_by_force(made: Path) -> None:
+    ca = Minted(certificate(made, "ca"), private_key(made, "ca"))
+    only_dns = (x509.DNSName("localhost"),)
+    before_ids = issue(Pair("server", only_dns, only_dns, SERVER), ca, NOW, DAY)
+    write_pair(made, "server", before_ids, replace=True)
+    with pytest.raises(StartError, match=rf"server\.pem: lacks {SERVER_ID}"):
+        certs(made)
+    certs(made, "--force")
+    assert SERVER_ID in names(made, "server")
+
+
 def test_nothing_outlives_the_ca_and_an_expired_one_is_replaced_by_force(folder: Path) -> None:
     wish = Wish(folder, (), ("metald", "operator"), 30 * DAY)
     make(wish, "host", NOW - 360 * DAY)
@@ -465,16 +498,14 @@ def foreign_by_link(folder: Path) -> None:
 
 def foreign_encrypted(folder: Path) -> None:
     certs(folder)
-    key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    key = private_key(folder, "ca")
     (folder / "ca.key").write_bytes(key_pem(key, b"passphrase"))
 
 
 def foreign_signature(folder: Path) -> None:
     """A certificate that says it is ours, with its key, signed by another."""
     certs(folder)
-    key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    key = private_key(folder, "ca")
     ours = certificate(folder, "ca")
     builder = x509.CertificateBuilder(
         ours.issuer, ours.subject, key.public_key(), 1, ours.not_valid_before_utc, ours.not_valid_after_utc

@@ -529,7 +529,8 @@ def agent(address: str, socket: Path, folder: Path, *arguments: str) -> Iterator
 
 
 def spooled_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in (folder / "spool").glob("*.spool"))
+    """Also what waits apart."""
+    return sum(path.stat().st_size for path in (folder / "spool").rglob("*.spool"))
 
 
 def test_an_agent_meters_into_its_spool_until_it_has_an_identity_and_the_right_server(

@@ -125,7 +125,8 @@ def agent(
     Everything goes through a spool on disk and leaves it when the server has acknowledged it, so
     usage survives a server that is away and an agent that is killed. When the spool is full, samples
     are left out and the gap is reported; counters are cumulative, so what was used is still billed.
-    What the server refuses for good is kept in refused.jsonl beside it. Ctrl-C and SIGTERM end it cleanly.
+    What the server refuses for good is kept in refused.jsonl beside it; usage of a VM that its policy does
+    not allow waits apart, and so does all of it while TLS files cannot be used. Ctrl-C and SIGTERM end it cleanly.
 
     \b
     Certificates from a SPIFFE agent:  --spiffe-socket PATH, renewed as the agent renews them
@@ -151,7 +152,8 @@ def agent(
 
     clock = SystemClock()
     single = bool(pids) or pattern is not None
-    with BillingClient(target) as client:
+    # Who waits for one sample to be sent is told at once what is wrong with the files.
+    with BillingClient(target, is_patient=not once) as client:
         spool = Spool(spool_dir, spool_max_bytes)
         sources: list[Source] = []
         if host if host is not None else not single:
@@ -180,3 +182,9 @@ def agent(
         log.info("sending to %s, spooling in %s", client.target.address, spool_dir)
         runner.run(interval_ns)
         log.info("stopped")
+
+
+# A file that is not there yet is one more that cannot be used yet: metering goes on without it.
+for _option in agent.params:
+    if isinstance(_option.type, click.Path) and _option.type.exists:
+        _option.type = click.Path(dir_okay=False, path_type=Path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CLIENTS: Final = ("metald", "operator")
 _PREFIX: Final = "UNKEY_BILLAGED_"
+_NAME: Final = "billaged"
 
 
 class Checked(click.ParamType[str]):
@@ -130,9 +133,10 @@ def advice(directory: Path, clients: Sequence[str]) -> Iterator[str]:
     yield from ("", "The daemon:", "")
     for name, value in settings.items():
         yield f"export {_PREFIX}{name}={_quoted(value)}"
-    yield "billaged serve"
-    yield from ("", f"A heartbeat to it, as {sender}:", "")
-    yield f"billaged send heartbeat --instance-id host-1 --address {DEFAULT_ADDRESS} \\"
+    program = _program()
+    yield f"{program} serve"
+    yield from ("", f"In another shell: a heartbeat to it, as {sender}:", "")
+    yield f"{program} send heartbeat --instance-id host-1 --address {DEFAULT_ADDRESS} \\"
     yield _client_options(directory, sender, "--tls-ca", "--tls-cert", "--tls-key")
     yield from ("", f"Its services, as {reader}, with grpcurl:", "")
     yield f"grpcurl {_client_options(directory, reader, '-cacert', '-cert', '-key').lstrip()} {DEFAULT_ADDRESS} list"
@@ -153,6 +157,15 @@ def _policy_advice(path: Path, clients: Sequence[str]) -> Iterator[str]:
     for client in clients:
         if not policy.grants_for(spiffe_id(client), Need(None)):
             yield from ("", f"{path.name} allows {spiffe_id(client)} nothing. To change that, add:", "", rule(client))
+
+
+def _program() -> str:
+    """What a shell calls this program: its name only where that finds this very one, as a new clone's does not."""
+    called = Path(sys.argv[0]).absolute()
+    if called.name != _NAME or not called.is_file():
+        return f"{_quoted(sys.executable)} -m {_NAME}"
+    found = shutil.which(_NAME)
+    return _NAME if found is not None and called.samefile(found) else _quoted(called)
 
 
 def _client_options(directory: Path, client: str, ca: str, cert: str, key: str) -> str:

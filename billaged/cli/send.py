@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from billaged.cli.target import TARGET_NAMES, Command, target_from, target_options
 from billaged.client.methods import METHODS
+from billaged.client.plain import plain
 from billaged.model.records import Kind
 from billaged.model.time import INT64_MAX, NANOS, parse_instant
 from billaged.wire.billing.v1 import billing_pb2 as pb
@@ -202,6 +203,8 @@ def _send_all(target: Target, kind: Kind, requests: Iterator[tuple[str, Message]
 
 
 def _print(response: Message, indent: int | None) -> None:
+    if said := getattr(response, "message", ""):
+        response.message = plain(said)  # type: ignore[attr-defined]
     click.echo(MessageToJson(response, indent=indent, always_print_fields_with_no_presence=True))
     if not getattr(response, "success", False):
         raise click.exceptions.Exit(1)

@@ -75,7 +75,7 @@ class Agent:
             courier.join(FLUSH_SECONDS)
         if self._crashed is not None:
             raise self._crashed
-        if waiting_bytes := self._spool.used_bytes:
+        if waiting_bytes := self._spool.used_bytes + self._spool.reserved_bytes:
             _log.info("%d bytes wait in %s for the next start", waiting_bytes, self._spool.directory)
 
     def once(self) -> bool:
@@ -89,7 +89,7 @@ class Agent:
         while self._courier.deliver() == 0.0 and not self._courier.is_away():
             continue
         self._client.close()
-        return not self._courier.is_away() and not self._courier.refused
+        return not (self._courier.is_away() or self._courier.is_held_up() or self._courier.refused)
 
     def _run_courier(self) -> None:
         try:

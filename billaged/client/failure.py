@@ -18,6 +18,7 @@ RETRY_SECONDS_MAX: Final = 30.0
 # Codes of our own, beside gRPC's.
 NO_IDENTITY: Final = "NO_IDENTITY"  # nothing to make a connection with; no call was made
 UNKEPT: Final = "UNKEPT"  # this disk, not the server: the spool cannot be read, or what must be written down cannot be
+UNREADABLE: Final = "UNREADABLE"  # what waits is no request; no call was made
 NO_REASON: Final = "NO_REASON"  # answered with success=false, and nothing that says why
 
 

@@ -15,7 +15,7 @@ _WINDOW_BYTES: Final = 2**20
 
 
 class Lane:
-    """Takes a spool's records window by window; a window is acknowledged when all of it has left. Owned by one thread."""
+    """Takes a spool's records window by window; one is acknowledged when all of it has left. Owned by one thread."""
 
     def __init__(self, spool: Spool) -> None:
         self.spool = spool

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +31,7 @@ MAX_VMS: Final = 128
 _SHARE: Final = 2
 _SHOWN_VMS: Final = 5
 _NOTHING_DUE_NS: Final = 2**63 - 1
+_AT_ONCE_NS: Final = 0
 
 
 @dataclass(slots=True)
@@ -41,14 +41,14 @@ class Held:
     vm_id: str
     lane: Lane
     backoff: Backoff
-    next_ns: int  # not asked again before this, monotonic
+    next_ns: int = _AT_ONCE_NS  # not asked about before this, monotonic
     is_denied: bool = True
 
 
 class Waiting:
     """The directory ``waiting`` of a spool. Owned by one thread; takes its room from the spool's bound."""
 
-    def __init__(self, spool: Spool, backoff: Backoff, now_ns: int) -> None:
+    def __init__(self, spool: Spool, backoff: Backoff) -> None:
         """Take up what an earlier agent left. Raises StorageError."""
         self._spool = spool
         self._backoff = backoff
@@ -58,7 +58,7 @@ class Waiting:
         self._said_ns: int | None = None  # when all of them were last named in the log
         try:
             for directory in sorted(path for path in self._directory.glob("*") if path.is_dir()):
-                self._take_up(directory, now_ns)
+                self._take_up(directory)
         except OSError as error:
             raise StorageError(f"{self._directory}: cannot be read: {error.strerror}.") from error
         self._reserve()
@@ -74,8 +74,8 @@ class Waiting:
     def holds(self, vm_id: str) -> bool:
         return _name(vm_id) in self._held
 
-    def hold(self, delivery: Delivery, now_ns: int) -> None:
-        """Make its records durable here, behind what waits of the VM.
+    def hold(self, delivery: Delivery, failure: CallFailed | None, now_ns: int) -> None:
+        """Make its records durable here, behind what waits of the VM; ``failure`` is why, where it is the first.
 
         Raises:
             SpoolRefused: no room, or the disk failed; nothing has changed.
@@ -83,31 +83,36 @@ class Waiting:
         size_bytes = sum(FRAME_BYTES + 1 + len(record.payload) for record in delivery.records)
         if self._spool.reserved_bytes + size_bytes > self._max_bytes:
             raise SpoolRefused(f"{self._max_bytes} bytes wait to be allowed already")
-        held = self._held.get(_name(delivery.vm_id)) or self._open(delivery.vm_id, now_ns)
-        held.lane.spool.append(delivery.records)
-        self._held[_name(delivery.vm_id)] = held
+        held = self._held.get(_name(delivery.vm_id))
+        if held is not None:
+            held.lane.spool.append(delivery.records)
+        else:
+            held = self._begin(delivery)
+            if failure is not None:
+                self._wait(held, failure, now_ns)
+                self._say_begun(held, failure, now_ns)
         self._reserve()
 
-    def due(self, now_ns: int) -> Sequence[Held]:
+    def due(self, now_ns: int) -> list[Held]:
         """Those that it is time to ask about."""
         return [held for held in self._held.values() if held.next_ns <= now_ns]
 
     def hurry(self) -> None:
         """Ask about all of them at once: we are somebody else now."""
         for held in self._held.values():
-            held.next_ns = 0
-            held.backoff.reset()
+            held.next_ns = _AT_ONCE_NS
 
     def deny(self, held: Held, failure: CallFailed, now_ns: int) -> None:
         """It still has to wait."""
         held.is_denied = True
         held.lane.give_up()
-        held.next_ns = now_ns + int(held.backoff.after_failure(failure.code) * NANOS)
-        self._say(failure, now_ns)
+        self._wait(held, failure, now_ns)
+        if self._said_ns is None or now_ns - self._said_ns >= AGAIN_NANOS:
+            self._say_all(failure, now_ns)
 
     def release(self, held: Held) -> None:
         """All of it has left."""
-        self._held.pop(_name(held.vm_id))
+        self._held.pop(held.lane.spool.directory.name)
         try:
             held.lane.spool.remove()
         except OSError as error:
@@ -116,38 +121,67 @@ class Waiting:
         self._reserve()
         _log.info("%s is allowed now: what waited of it has been taken", held.vm_id)
 
-    def reserve(self) -> None:
-        """Say how much room is taken here."""
-        self._spool.reserved_bytes = sum(held.lane.spool.used_bytes for held in self._held.values())
-
-    _reserve = reserve
+    def taken(self, held: Held) -> None:
+        """The server has taken a window of it: the next one may follow."""
+        held.is_denied = False
+        held.next_ns = _AT_ONCE_NS
+        held.backoff.reset()
+        self._reserve()
 
     def close(self) -> None:
         for held in self._held.values():
             held.lane.spool.close()
 
-    def _take_up(self, directory: Path, now_ns: int) -> None:
+    def _take_up(self, directory: Path) -> None:
         spool = Spool(directory, self._max_bytes)
         records: list[SpoolRecord] = spool.peek(1, 1)[0]
         if not records:
             spool.remove()
             return
         vm_id = join(records)[0].vm_id
-        self._held[directory.name] = Held(vm_id, Lane(spool), self._backoff.another(), now_ns)
+        self._held[directory.name] = Held(vm_id, Lane(spool), self._backoff.another())
 
-    def _open(self, vm_id: str, now_ns: int) -> Held:
+    def _begin(self, delivery: Delivery) -> Held:
         if len(self._held) >= MAX_VMS:
             raise SpoolRefused(f"usage of {MAX_VMS} VMs waits to be allowed already")
+        name = _name(delivery.vm_id)
         try:
-            spool = Spool(self._directory / _name(vm_id), self._max_bytes)
+            spool = Spool(self._directory / name, self._max_bytes)
         except StorageError as error:
             raise SpoolRefused(str(error)) from error
-        return Held(vm_id, Lane(spool), self._backoff.another(), now_ns)
+        try:
+            spool.append(delivery.records)
+        except SpoolRefused:
+            spool.close()
+            raise
+        held = self._held[name] = Held(delivery.vm_id, Lane(spool), self._backoff.another())
+        return held
 
-    def _say(self, failure: CallFailed, now_ns: int) -> None:
-        if self._said_ns is not None and now_ns - self._said_ns < AGAIN_NANOS:
-            return
+    def _wait(self, held: Held, failure: CallFailed, now_ns: int) -> None:
+        held.next_ns = now_ns + int(held.backoff.after_failure(failure.code) * NANOS)
+
+    def _reserve(self) -> None:
+        self._spool.reserved_bytes = sum(held.lane.spool.used_bytes for held in self._held.values())
+
+    def _say_begun(self, held: Held, failure: CallFailed, now_ns: int) -> None:
+        where = held.lane.spool.directory
+        _log.warning("%s: %s; its usage waits in %s, others' goes on. %s", held.vm_id, failure, where, failure.hint)
+        if self._said_ns is None:
+            self._said_ns = now_ns
+
+    def _say_all(self, failure: CallFailed, now_ns: int) -> None:
         self._said_ns = now_ns
+        names = [held.vm_id for held in self._held.values()]
+        shown = ", ".join(names[:_SHOWN_VMS]) + (", …" if len(names) > _SHOWN_VMS else "")
+        _log.warning(
+            "not allowed: %s (%d VMs): %s; usage waits in %s, %d bytes, others' goes on. %s",
+            shown,
+            len(names),
+            failure,
+            self._directory,
+            self._spool.reserved_bytes,
+            failure.hint,
+        )
 
 
 def _name(vm_id: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
@@ -10,7 +11,10 @@ from contextlib import suppress
 from billaged.aggregator.summary import Summary, SummaryBatch
 from billaged.model.errors import NotServing, Overloaded
 from billaged.model.quantity import ScoreWeights, Usage, resource_score
+from billaged.summaries.mean import memory_mean_bytes
 from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary, UsageTotals
+
+_log = logging.getLogger("billaged.summaries")
 
 
 class _Watcher:
@@ -63,15 +67,24 @@ class WatchedSummaries:
     def publish(self, batch: SummaryBatch) -> None:
         with self._lock:
             watchers = list(self._watchers)
-        made: dict[int, UsageSummary] = {}
+        made: dict[int, UsageSummary | None] = {}
         for watcher in watchers:
             messages = []
             for index in watcher.wants(batch):
                 if index not in made:
-                    made[index] = message_of(batch.row(index), self._weights)
-                messages.append(made[index])
+                    made[index] = self._message(batch, index)
+                if (message := made[index]) is not None:
+                    messages.append(message)
             if messages:
                 self._loop.call_soon_threadsafe(watcher.give, messages)
+
+    def _message(self, batch: SummaryBatch, index: int) -> UsageSummary | None:
+        """None, and a line on the log, where it cannot be made: the others of its batch are given out."""
+        try:
+            return message_of(batch.row(index), self._weights)
+        except Exception:  # noqa: BLE001 - one VM's trouble is not the others'
+            _log.exception("the summary of VM %s cannot be given out", batch.vm_ids[index])
+            return None
 
     async def watch(self, customer_ids: Collection[str], vm_ids: Collection[str]) -> AsyncIterator[UsageSummary]:
         if self._ended:
@@ -125,7 +138,7 @@ def _totals(usage: Usage, span_ns: int, weights: ScoreWeights) -> UsageTotals:
     return UsageTotals(
         cpu_time_nanos=usage.cpu_time_ns,
         memory_byte_seconds=usage.memory_byte_seconds,
-        memory_mean_bytes=usage.memory_mean_bytes,
+        memory_mean_bytes=memory_mean_bytes(usage),
         memory_peak_bytes=usage.memory_peak_bytes,
         disk_read_bytes=usage.disk_read_bytes,
         disk_write_bytes=usage.disk_write_bytes,

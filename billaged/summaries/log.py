@@ -13,6 +13,7 @@ from billaged.aggregator.columns import TOTALS_WIDTH
 from billaged.aggregator.summary import Summary, SummaryBatch, usage_of
 from billaged.model.quantity import GIB, MIB, ScoreWeights, Usage, resource_score
 from billaged.model.time import NANOS, format_duration, format_instant
+from billaged.summaries.mean import memory_mean_bytes
 
 _log = logging.getLogger("billaged.summary")
 
@@ -27,8 +28,8 @@ class SummaryLog:
 
     def publish(self, batch: SummaryBatch) -> None:
         if self._scope == "vm":
-            for summary in batch.rows():
-                self._vm_line(summary)
+            for index in range(len(batch)):
+                self._vm_line(batch, index)
         elif self._scope == "customer":
             rows = defaultdict(list)
             for index, customer_id in enumerate(batch.customer_ids):
@@ -38,11 +39,15 @@ class SummaryLog:
         elif self._scope == "total" and len(batch):
             self._sum_line(batch, np.arange(len(batch)), {"customers": len(set(batch.customer_ids))})
 
-    def _vm_line(self, summary: Summary) -> None:
-        if self._readable:
-            _log.info("%s", readable_line(summary, self._weights))
-        else:
-            _log.info("vm usage summary", extra=summary_fields(summary, self._weights))
+    def _vm_line(self, batch: SummaryBatch, index: int) -> None:
+        try:
+            summary = batch.row(index)
+            if self._readable:
+                _log.info("%s", readable_line(summary, self._weights))
+            else:
+                _log.info("vm usage summary", extra=summary_fields(summary, self._weights))
+        except Exception:  # noqa: BLE001 - one VM's trouble is not the others'
+            _log.exception("the summary of VM %s cannot be logged", batch.vm_ids[index])
 
     def _sum_line(self, batch: SummaryBatch, indexes: NDArray[np.intp], about: Mapping[str, object]) -> None:
         usage = usage_of(exact_sums(batch.window[indexes]))
@@ -94,7 +99,7 @@ def summary_fields(summary: Summary, weights: ScoreWeights) -> dict[str, object]
 def usage_fields(usage: Usage, span_ns: int, weights: ScoreWeights) -> dict[str, object]:
     return {
         "cpu_time_nanos": usage.cpu_time_ns,
-        "memory_mean_bytes": usage.memory_mean_bytes,
+        "memory_mean_bytes": memory_mean_bytes(usage),
         "memory_peak_bytes": usage.memory_peak_bytes,
         "memory_byte_seconds": usage.memory_byte_nanos // NANOS,
         "disk_read_bytes": usage.disk_read_bytes,
@@ -137,7 +142,7 @@ def _rounded(nanos: int) -> int:
 def _usage_text(usage: Usage, span_ns: int, weights: ScoreWeights) -> str:
     parts: Sequence[str] = (
         f"cpu {usage.cpu_time_ns / NANOS:.2f}s",
-        f"mem {usage.memory_mean_bytes / GIB:.2f} GiB (peak {usage.memory_peak_bytes / GIB:.2f})",
+        f"mem {memory_mean_bytes(usage) / GIB:.2f} GiB (peak {usage.memory_peak_bytes / GIB:.2f})",
         f"disk r {usage.disk_read_bytes / MIB:.1f} w {usage.disk_write_bytes / MIB:.1f} MiB",
         f"net rx {usage.network_rx_bytes / MIB:.2f} tx {usage.network_tx_bytes / MIB:.2f} MiB",
         f"measured {usage.measured_ns / NANOS:.0f}s gap {usage.gap_ns / NANOS:.0f}s",

@@ -68,7 +68,11 @@ def check_lists(payload: bytes, message_type: type[Message], items_max: int) -> 
 
 
 def _after_value(payload: bytes, position: int, wire_type: int) -> int:
-    """Where the next field begins. What is within a group is told like what is beside it."""
+    """Where the next field begins. What is within a group is counted like what is beside it.
+
+    Raises:
+        IndexError: these are no bytes of a message.
+    """
     if wire_type == _BYTES:
         length = payload[position]
         position += 1
@@ -83,6 +87,8 @@ def _after_value(payload: bytes, position: int, wire_type: int) -> int:
         return position + 8
     if wire_type == _FIXED32:
         return position + 4
+    if wire_type > _FIXED32:
+        raise IndexError("a wire type that is none")
     return position
 
 
