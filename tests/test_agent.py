@@ -16,7 +16,9 @@ from pathlib import Path
 import grpc
 import pytest
 from client_fixtures import BillingServer, billaged_process, billing_server, sample_times, wait_until
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
+from google.rpc import status_pb2
 
 from billaged.client.processes import identify
 from billaged.model.time import NANOS
@@ -101,6 +103,29 @@ def test_a_server_that_hangs_does_not_hold_up_metering_or_the_end(server: Billin
         assert process.wait(10) == 0, log.read_text()
         assert time.monotonic() - asked < 2
     over.set()
+
+
+def test_a_server_that_answers_garbage_ends_nothing_and_loses_nothing(server: BillingServer, log: Path) -> None:
+    retry_info = AnyMessage(type_url="type.googleapis.com/google.rpc.RetryInfo", value=b"\xff\xff")
+    status = status_pb2.Status(code=8, message="\x1b[2J", details=[retry_info]).SerializeToString()
+    garbage = [b"\xff\xff\xff\xff", status]
+
+    def judge(_: Message) -> tuple[grpc.StatusCode, str] | None:
+        if server.attempts > 4:
+            return None
+        server.trailing = (("grpc-status-details-bin", garbage[server.attempts % 2]),)
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, "\x1b[2J"
+
+    server.judge = judge
+    with agent(server, log) as process:
+        wait_until(lambda: len(sample_times(server.taken, VM)) >= 20, "samples, in the end")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0, log.read_text()
+    times = sample_times(server.taken, VM)
+    assert times == sorted(set(times))
+    assert "Traceback" not in log.read_text()
+    assert "\x1b" not in log.read_text()
+    assert spooled_bytes(log) == 0
 
 
 def test_what_was_sampled_survives_a_killed_agent(server: BillingServer, log: Path) -> None:

@@ -7,14 +7,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import click
 import grpc
 import pytest
 from click.testing import CliRunner, Result
 from client_fixtures import BillingServer, TlsFolder, billing_server, sample_times
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
+from google.rpc import status_pb2
 
 from billaged import __version__
 from billaged.cli.main import COMMANDS, billaged
@@ -132,6 +136,56 @@ def test_a_server_that_is_away_is_exit_code_1(server: BillingServer) -> None:
     first, second = result.stderr.splitlines()
     assert first.startswith("billaged: error: UNAVAILABLE: ")
     assert second == "billaged: error: Nothing listens there: is billaged running, and is --address right?"
+
+
+def test_a_refusals_text_is_shown_harmless(server: BillingServer) -> None:
+    server.judge = lambda _: (grpc.StatusCode.INVALID_ARGUMENT, "\x1b]0;pwned\x07 line\nfake: OK" + "A" * 2_000)
+    result = send(server, "stopped", "--vm-id", "v")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(r"billaged: error: INVALID_ARGUMENT: \x1b]0;pwned\x07 line\nfake: OKAAA")
+    assert line.isprintable()
+    assert len(line) < 700
+
+
+def test_details_that_are_garbage_end_it_with_the_plain_failure(server: BillingServer) -> None:
+    info = AnyMessage(type_url="type.googleapis.com/google.rpc.RetryInfo", value=b"\xff\xff")
+    status = status_pb2.Status(code=8, message="no room", details=[info]).SerializeToString()
+    for details in (b"\xff\xff\xff\xff", status):
+        server.trailing = (("grpc-status-details-bin", details),)
+        server.judge = lambda _: (grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
+        result = send(server, "stopped", "--vm-id", "v")
+        assert (result.exit_code, result.stderr) == (1, "billaged: error: RESOURCE_EXHAUSTED: no room\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"", ""),
+        (
+            pb.SendMetricsBatchResponse(message="\x1b[2J\u202e" + "A" * 3_000_000).SerializeToString(),
+            r"\x1b[2J\u202e" + "A" * 494 + "…",
+        ),
+        (b"\xff\xff\xff", None),
+    ],
+    ids=["empty", "hostile", "garbage"],
+)
+def test_an_answer_that_is_none_is_exit_code_1(answer: bytes, message: str | None) -> None:
+    class Handler(grpc.GenericRpcHandler):
+        def service(self, _: grpc.HandlerCallDetails) -> Any:
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: answer)
+
+    running = grpc.server(ThreadPoolExecutor(2), handlers=[Handler()])
+    port = running.add_insecure_port("127.0.0.1:0")
+    running.start()
+    arguments = ["--vm-id", "v", "--customer-id", "c", "--address", f"127.0.0.1:{port}"]
+    result = CliRunner().invoke(billaged, ["send", "metrics", *arguments])
+    running.stop(0).wait()
+    assert result.exit_code == 1
+    if message is None:
+        assert result.stderr == "billaged: error: INTERNAL: the answer is no SendMetricsBatchResponse\n"
+    else:
+        assert json.loads(result.stdout) == {"success": False, "message": message}
 
 
 @pytest.mark.parametrize(

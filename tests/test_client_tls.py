@@ -225,6 +225,37 @@ def test_files_that_cannot_be_used_are_said_at_once(files: TlsFolder) -> None:
         BillingClient(Target("127.0.0.1:1", files.tls))
 
 
+def test_a_patient_client_waits_for_files_that_can_be_used(files: TlsFolder, caplog: pytest.LogCaptureFixture) -> None:
+    files.write(files.authority.sign("client", names=("agent.test",), not_after=OLD))
+    with (
+        billing_server(files.server_credentials) as server,
+        BillingClient(Target(server.address, files.tls, 5.0), is_patient=True) as built,
+    ):
+        for _ in range(2):
+            failure = failure_of(built)
+            assert failure.code == NO_IDENTITY
+            assert "the certificate has expired at" in failure.details
+            assert failure.hint == "Set them right: they are read again every second."
+        assert server.attempts == 0
+        files.key.unlink()
+        looked = len(caplog.records)
+        wait_until(lambda: len(caplog.records) > looked, "what is wrong now is said, too")
+        assert "--tls-key" in caplog.records[-1].getMessage()
+        assert not built.has_news()
+        files.write()
+        wait_until(built.has_news, "the good ones are found")
+        stop(built)
+        files.write()
+        wait_until(lambda: bool(stop(built)) and len(server.leaves) == 2, "and followed from then on")
+
+
+def test_a_patient_client_ends_while_it_waits(files: TlsFolder) -> None:
+    files.cert.unlink()
+    began = time.monotonic()
+    BillingClient(Target("127.0.0.1:1", files.tls), is_patient=True).close()
+    assert time.monotonic() - began < 5
+
+
 # --- what helps ------------------------------------------------------------------
 
 
@@ -574,6 +605,42 @@ def test_an_agent_meters_into_its_spool_until_it_has_an_identity_and_the_right_s
     assert len(mesh.server.leaves) > 3
 
 
+@pytest.mark.parametrize("broken", ["expired", "missing", "garbage"])
+def test_an_agent_meters_into_its_spool_while_its_tls_files_cannot_be_used(
+    files: TlsFolder, tmp_path: Path, broken: str
+) -> None:
+    log = tmp_path / "agent.log"
+    if broken == "expired":
+        files.write(files.authority.sign("client", names=("agent.test",), not_after=OLD))
+    elif broken == "missing":
+        files.cert.unlink()
+    else:
+        files.key.write_text("no key")
+    with billing_server(files.server_credentials) as server:
+        common = ["agent", "--vm-id", VM, "--address", server.address, "--spool-dir", str(tmp_path / "spool")]
+        once = billaged_process([*common, *files.options, "--once"], tmp_path / "once.log")
+        once.communicate(timeout=20)
+        assert once.returncode == 2
+        assert (tmp_path / "once.log").read_text().startswith("billaged: error: ")
+        assert not (tmp_path / "spool").exists()
+        process = billaged_process([*common, *files.options, "--interval", "50ms"], log)
+        try:
+            wait_until(lambda: spooled_bytes(tmp_path) > 1_000, "samples on disk")
+            wait_until(lambda: "NO_IDENTITY" in log.read_text(), "it says why")
+            assert server.attempts == 0
+            files.write()
+            wait_until(lambda: len(sample_times(server.taken, VM)) > 20, "what waited arrives")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0, log.read_text()
+        finally:
+            process.kill()
+            process.communicate()
+    times = sample_times(server.taken, VM)
+    assert times == sorted(set(times))
+    assert spooled_bytes(tmp_path) == 0
+    assert "Traceback" not in log.read_text()
+
+
 def test_usage_that_is_not_allowed_waits_until_it_is(mesh: Mesh, tmp_path: Path) -> None:
     log = tmp_path / "agent.log"
     mesh.server.judge = lambda _: (grpc.StatusCode.PERMISSION_DENIED, "not allowed")
@@ -584,6 +651,8 @@ def test_usage_that_is_not_allowed_waits_until_it_is(mesh: Mesh, tmp_path: Path)
         assert process.wait(10) == 0, log.read_text()
     assert spooled_bytes(tmp_path) > 1_000
     assert not (tmp_path / "spool/refused.jsonl").exists()
+    with agent(mesh.server.address, mesh.clients_api.socket_path, tmp_path, "--once") as process:
+        assert process.wait(20) == 1, "it waits: that is not taken"
     mesh.server.judge = lambda _: None
     with agent(mesh.server.address, mesh.clients_api.socket_path, tmp_path, "--once") as process:
         assert process.wait(20) == 0, log.read_text()

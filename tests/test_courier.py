@@ -43,7 +43,6 @@ from billaged.client.spool import Spool
 from billaged.model.records import Kind
 from billaged.wire.billing.v1 import billing_pb2 as pb
 
-
 _RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
 GARBAGE_DETAILS = [
     b"\xff\xff\xff\xff",
@@ -271,7 +270,7 @@ def stopped(vm_id: str) -> SpoolRecord:
 
 
 def test_the_refused_files_are_never_written_over(tmp_path: Path) -> None:
-    file = RefusedFile(tmp_path / "refused.jsonl", file_bytes=300)
+    file = RefusedFile(tmp_path / "refused.jsonl", file_bytes=400)
     for number in range(1, 8):
         file.add(NOW_NS, stopped(f"vm-{number}"), "INVALID_ARGUMENT: no")
     assert kept_in(tmp_path) == {
@@ -282,13 +281,13 @@ def test_the_refused_files_are_never_written_over(tmp_path: Path) -> None:
     }
     (tmp_path / "refused.jsonl.1").unlink()
     for number in (8, 9):
-        RefusedFile(tmp_path / "refused.jsonl", file_bytes=300).add(NOW_NS, stopped(f"vm-{number}"), "no")
+        RefusedFile(tmp_path / "refused.jsonl", file_bytes=400).add(NOW_NS, stopped(f"vm-{number}"), "no")
     assert "refused.jsonl.4" in kept_in(tmp_path), "a number is not used twice while a later one is there"
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in tmp_path.iterdir())
 
 
 def test_the_refused_files_have_a_bound_and_stay_whole(tmp_path: Path) -> None:
-    file = RefusedFile(tmp_path / "refused.jsonl", file_bytes=300, max_bytes=700)
+    file = RefusedFile(tmp_path / "refused.jsonl", file_bytes=400, max_bytes=700)
     with pytest.raises(NotKept, match="have reached 700 bytes") as caught:
         for number in range(100):
             file.add(NOW_NS, stopped(f"vm-{number}"), "INVALID_ARGUMENT: no")
@@ -418,11 +417,14 @@ def test_damaged_bytes_that_cannot_be_set_aside_hold_up_what_is_behind(
     rig.put("a", 1, 2, 3)
     (segment,) = rig.spool.directory.glob("*.spool")
     data = bytearray(segment.read_bytes())
-    data[len(data) // 2] ^= 1
+    frame_bytes = (len(data) - HEADER_BYTES) // 3
+    data[HEADER_BYTES + 2 * frame_bytes - 1] ^= 1
     segment.write_bytes(data)
-    (block := rig.spool.directory / f"{1:020d}-{HEADER_BYTES + (len(data) - HEADER_BYTES) // 3}.unfinished").mkdir()
-    while not rig.courier.is_away():
+    block = rig.spool.directory / f"{1:020d}-{HEADER_BYTES + frame_bytes}.unfinished"
+    block.mkdir()
+    for _ in range(3):
         rig.courier.deliver()
+    assert rig.courier.is_away()
     assert seconds_of(rig.server.taken, "a") == [1]
     assert "UNKEPT: " in caplog.records[-1].getMessage()
     block.rmdir()

@@ -12,7 +12,6 @@ from billaged.client.delivery import Delivery
 from billaged.client.failure import NO_REASON, UNKEPT, UNREADABLE, CallFailed
 from billaged.client.lane import WINDOW_RECORDS, Lane
 from billaged.client.outage import Outage
-from billaged.client.plain import plain
 from billaged.client.refused import NotKept, RefusedFile
 from billaged.client.spool import Spool, SpoolRefused
 from billaged.client.waiting import Held, Waiting
@@ -156,7 +155,7 @@ class Courier:
             raise CallFailed(UNREADABLE, f"no {delivery.kind.name} request, never sent")
         response = self._client.call(delivery.kind, delivery.request().SerializeToString())
         if not getattr(response, "success", False):
-            if not (said := plain(getattr(response, "message", "")).strip()):
+            if not (said := str(getattr(response, "message", "")).strip()):
                 # What an empty answer looks like, too: nobody has decided anything about this usage.
                 raise CallFailed(NO_REASON, "answered with success=false and no reason")
             raise CallFailed("FAILED_PRECONDITION", said)

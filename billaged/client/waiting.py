@@ -18,7 +18,7 @@ from billaged.client.delivery import Delivery, join
 from billaged.client.failure import CallFailed
 from billaged.client.lane import Lane
 from billaged.client.outage import AGAIN_NANOS
-from billaged.client.segment import FRAME_BYTES, SpoolRecord
+from billaged.client.segment import FRAME_BYTES, HEADER_BYTES, SpoolRecord
 from billaged.client.spool import MIN_SPOOL_BYTES, Spool, SpoolRefused
 from billaged.model.errors import StorageError
 from billaged.model.time import NANOS
@@ -80,7 +80,7 @@ class Waiting:
         Raises:
             SpoolRefused: no room, or the disk failed; nothing has changed.
         """
-        size_bytes = sum(FRAME_BYTES + 1 + len(record.payload) for record in delivery.records)
+        size_bytes = HEADER_BYTES + sum(FRAME_BYTES + 1 + len(record.payload) for record in delivery.records)
         if self._spool.reserved_bytes + size_bytes > self._max_bytes:
             raise SpoolRefused(f"{self._max_bytes} bytes wait to be allowed already")
         held = self._held.get(_name(delivery.vm_id))
