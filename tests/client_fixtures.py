@@ -255,6 +255,7 @@ class Rig:
 
     def close(self) -> None:
         self.client.close()
+        self.courier.close()
         self.spool.close()
 
 
