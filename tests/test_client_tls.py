@@ -645,7 +645,8 @@ def test_usage_that_is_not_allowed_waits_until_it_is(mesh: Mesh, tmp_path: Path)
     log = tmp_path / "agent.log"
     mesh.server.judge = lambda _: (grpc.StatusCode.PERMISSION_DENIED, "not allowed")
     with agent(mesh.server.address, mesh.clients_api.socket_path, tmp_path) as process:
-        wait_until(lambda: spooled_bytes(tmp_path) > 1_000, "samples on disk")
+        # While they are moved to where they wait, they are there twice.
+        wait_until(lambda: spooled_bytes(tmp_path) > 3_000, "samples on disk")
         wait_until(lambda: "would have to allow this to spiffe://example.org/agent" in log.read_text(), "it is said")
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0, log.read_text()

@@ -137,6 +137,108 @@ def test_an_entry_that_cannot_be_folded_is_a_dead_letter_and_the_rest_is_billed(
     assert "cannot be folded" in caplog.text
 
 
+MOST = 2**63 - 1
+# A start in 1973: a counter may have risen to anything since.
+LONG_AGO = VmStarted("vm", "acme", 10**17)
+
+
+def test_a_total_beyond_64_bits_is_a_dead_letter_however_it_is_grouped(caplog: pytest.LogCaptureFixture) -> None:
+    """The session that overflows ends in the same group: nobody looks at its total any more."""
+    records = (
+        LONG_AGO,
+        batch("vm", (0, 1, 0, MOST), (1, 1, 0, 0), (2, 1, 0, 1)),
+        VmStarted("vm", "acme", EPOCH + 9 * NANOS),
+        batch("other", (0, GIB)),
+        batch("vm", (10, 1, 0, 5)),
+        VmStopped("vm", EPOCH + 20 * NANOS),
+    )
+    bill = ledger_after(entries_of(*records))
+    assert bill == ledger_after(entries_of(*records), 1)
+    assert bill["dead_letters"] == [(2, "metrics", "overflow")]
+    # Nothing of its batch is left: neither samples nor the reset that it recorded.
+    assert [(row[0], row[1], row[9]) for row in bill["sessions"]] == [("other", 1, 0), ("vm", 1, 0), ("vm", 2, 5)]
+    assert [row[2] for row in bill["anomalies"]] == ["missed_stop"]
+    assert caplog.text == ""
+
+
+def test_the_columns_never_add_beyond_64_bits() -> None:
+    """Each step is within the caps and each sum is checked, also of many steps in one batch."""
+    rules = FoldRules(gap_threshold_ns=8 * HOUR_NANOS, max_gigabytes_per_second=10_000)
+    eight_hours = 8 * 3_600
+    rising = [(2 + eight_hours * n, 1, 0, min(2**57 * n, MOST)) for n in range(1, 66)]
+    records = (
+        rules,
+        LONG_AGO,
+        batch("vm", (0, 1, 0, 2**62)),
+        batch("vm", (1, 1, 0, 0)),
+        batch("vm", *rising),
+        *(batch("vm", sample) for sample in rising),
+    )
+    bill = ledger_after(entries_of(*records))
+    assert bill == ledger_after(entries_of(*records), 1)
+    assert bill["dead_letters"][0] == (5, "metrics", "overflow")
+    (session,) = bill["sessions"]
+    assert 2**62 < session[9] <= MOST
+    assert len(bill["dead_letters"]) > 1, "what fits of the single samples is billed, the rest is not"
+
+
+def test_samples_are_counted_beyond_32_bits() -> None:
+    fold = Engine(Checkpoint())
+    fold.fold(entries_of(batch("vm", (0, 1))))
+    fold.columns.samples[0] = 2**31 - 1
+    fold.fold(entries_of(batch("vm", (1, 1)), batch("vm", (2, 1))))
+    assert fold.columns.samples[0] == 2**31 + 1
+
+
+def test_one_vm_that_overflows_does_not_hold_up_its_group() -> None:
+    """The others of the group still go through the columns, all at once."""
+    fold = Engine(Checkpoint())
+    fleet = [batch(f"vm-{n}", (0, 1)) for n in range(500)]
+    fold.fold(entries_of(LONG_AGO, batch("vm", (0, 1, *[MOST] * 5), (1, 1)), *fleet))
+    folded_alone: list[str] = []
+    one_by_one = fold._fold_vm
+    fold._fold_vm = lambda vm_id, *rest: folded_alone.append(vm_id) or one_by_one(vm_id, *rest)  # type: ignore[assignment,func-returns-value]
+    fold.fold(entries_of(*(batch(f"vm-{n}", (60, 1)) for n in range(500)), batch("vm", (60, 1, *[5] * 5))))
+    assert folded_alone == ["vm"]
+    assert fold.dead_letters_seen == 1
+    assert fold.columns.samples[fold.columns.row_of["vm-7"]] == 2
+
+
+def test_a_broken_entry_is_found_without_folding_the_others_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+    fold = Engine(Checkpoint())
+    fold.fold(entries_of(*(batch(f"vm-{n}", (0, 1)) for n in range(256))))
+    broken = MetricsBatch("bad", "acme", array("q", [EPOCH, 1, 2]))
+    records = [batch(f"vm-{n}", (60, 1)) for n in range(256)]
+    records.insert(100, broken)
+    computed: list[int] = []
+    compute = fold._compute
+    fold._compute = lambda entries, *rest, **more: computed.append(len(entries)) or compute(entries, *rest, **more)  # type: ignore[assignment,func-returns-value]
+    fold.fold(entries_of(*records))
+    assert len(computed) < 25
+    assert fold.dead_letters_seen == 1
+    assert (fold.columns.samples[:256] == 2).all()
+    assert caplog.text.count("cannot be folded") == 1
+
+
+def test_dead_letters_count_as_waiting_rows_of_their_size() -> None:
+    fold = Engine(Checkpoint())
+    fold.fold([entries_of(batch("vm", (0, 1)))[0]])
+    before = fold.waiting_rows()
+    (entry,) = entries_of(batch("vm", (1, 1), customer="globex"))
+    fold.fold([entry._replace(payload=bytes(2**20))])
+    assert fold.waiting_rows() - before > 1_000
+
+
+def test_a_wrong_tick_puts_no_bucket_out_of_reach() -> None:
+    """The clock is 100 days ahead for one tick; a day later facts are facts."""
+    ticks = [Tick(EPOCH + n * MINUTE_NANOS, MINUTE_NANOS, False) for n in range(1_440)]
+    ticks[5] = ticks[5]._replace(time_ns=EPOCH + 2_400 * HOUR_NANOS)
+    day = 86_400
+    bill = ledger_after(entries_of(batch("vm", (0, GIB)), *ticks, batch("vm", (day, GIB), (day + 60, GIB))))
+    assert [row[0] for row in bill["facts"]] == [EPOCH, EPOCH + 24 * HOUR_NANOS]
+    assert bill["corrections"] == []
+
+
 def hostile_fleet(seed: int) -> list[JournalEntry]:
     """A small fleet whose samples mostly behave: both ways of folding are taken, often within one group."""
     chance = random.Random(seed)

@@ -159,6 +159,56 @@ def test_the_reader_reads_while_rows_leave(file_journal: SqliteJournal) -> None:
     assert seen == list(range(1, 10_001))
 
 
+@pytest.mark.parametrize(
+    ("deleted", "problem"),
+    [
+        ("sequence = 150", "row 150 is missing"),
+        ("sequence BETWEEN 5000 AND 5002", "rows 5000 to 5002 are missing"),
+        ("sequence = 101", "row 101 is missing"),
+        ("sequence > 5996", "rows 5997 to 6000 are missing"),
+        ("sequence > 0", "rows 101 to 6000 are missing"),
+    ],
+)
+def test_a_row_that_was_acknowledged_and_is_not_there_is_named(path: Path, deleted: str, problem: str) -> None:
+    with closing(SqliteJournal(path)) as journal:
+        journal.append(rows(1, 6_000))
+        journal.prune(50)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"DELETE FROM journal WHERE {deleted}")
+        connection.commit()
+    with closing(SqliteJournal(path)) as journal:
+        with pytest.raises(StorageError, match=rf"{problem}.*acknowledged.*Restore a backup"):
+            read(journal, 100)
+        # What is before the hole does not matter to who asks for what comes after it.
+        assert read(journal, 6_000) == []
+        with closing(sqlite3.connect(path)) as connection:
+            left = [JournalRow(*row) for row in connection.execute("SELECT * FROM journal WHERE sequence > 100")]
+        assert [row for chunk in journal.read(100, whole=False) for row in chunk] == left
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM about",
+        "UPDATE about SET pruned = 'many'",
+        "UPDATE journal SET received_ns = 'noon' WHERE sequence = 3",
+        "UPDATE journal SET caller = x'ff' WHERE sequence = 2",
+        "UPDATE journal SET caller = CAST(x'ff' AS TEXT) WHERE sequence = 2",
+        "UPDATE journal SET payload = 'text' WHERE sequence = 2",
+    ],
+)
+def test_what_was_changed_by_hand_is_named(path: Path, statement: str) -> None:
+    with closing(SqliteJournal(path)) as journal:
+        journal.append([row._replace(kind=Kind.TICK, payload=encode_own(Tick(1, 2, False))) for row in rows(1, 3)])
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(statement)
+        connection.commit()
+    with pytest.raises(StorageError, match=r"damaged|cannot be read"), closing(SqliteJournal(path)) as journal:
+        journal.newest_received_ns()
+        for row in read(journal, 0):
+            entry_of(row)
+
+
 def test_a_file_that_is_no_journal_is_refused(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE mine (x)")

@@ -88,7 +88,15 @@ OF_JSON = {
     "one large object": Bad(
         "SendMetricsBatch",
         b"{" + b",".join(b'"%x":0' % number for number in range(400_000)) + b"}",
-        b"the request holds an object of 400000 fields",
+        b"the request holds more values",
+    ),
+    "objects of wrong fields": Bad(
+        "SendMetricsBatch",
+        in_list(b'{"metrics":[', b'{"a":-9,"b":-9,"c":-9,"d":9e9,"e":-9,"f":-9,"g":9},'),
+        b"metrics[0].a: is not a field",
+    ),
+    "many texts": Bad(
+        "SendMetricsBatch", b'{"a":[' + b"{}," * 99_000 + b'"abc",' * 590_000 + b"{}]}", b"a: is not a field"
     ),
     "a long text": Bad("SendHeartbeat", b'{"instanceId":"' + to_the_brim(b"h") + b'"}', b"instanceId: must not be"),
     "a long name": Bad("SendHeartbeat", b'{"' + to_the_brim(b"h") + b'":1}', b"hhhhhhhh"),

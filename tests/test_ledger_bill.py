@@ -11,7 +11,7 @@ from auditor.bill import Bill
 from auditor.biller import bill
 from auditor.chooser import Chooser, SeededChooser
 from auditor.convert import to_entries, to_events
-from auditor.events import HOUR_NS, MINUTE_NS, SECOND_NS, Batch, Event, Rules, Sample, Started, Stopped, Tick
+from auditor.events import HOUR_NS, MINUTE_NS, SECOND_NS, Batch, Event, Rules, Sample, Started, Stopped, Tick, What
 from auditor.generator import journals, seeded_journal
 from auditor.machine import EPOCH_NS
 from hypothesis import HealthCheck, given, settings
@@ -151,6 +151,42 @@ def test_a_journal_survives_its_encoding() -> None:
                 assert again.what == event.what._replace(samples=[Sample(*row) for row in event.what.samples])
             else:
                 assert again.what == event.what
+
+
+def journal_near_the_edge(seed: int, length: int = 60) -> list[Event]:
+    """Counters jump between nothing and the most that 64 bits hold; starts in 1973 make it plausible."""
+    chance = SeededChooser(seed)
+    whats: list[What] = [Rules()]
+    now_ns = dict.fromkeys(("vm-1", "vm-2", "vm-3"), EPOCH_NS)
+    while len(whats) < length:
+        vm_id = chance.pick((*now_ns,))
+        at_ns = now_ns[vm_id]
+        match chance.between(0, 19):
+            case 0 | 1 | 2 | 3 | 4:
+                whats.append(Started(vm_id, "acme", chance.pick((10**17, at_ns, at_ns + SECOND_NS))))
+            case 5 | 6 | 7:
+                whats.append(Stopped(vm_id, at_ns + chance.pick((0, SECOND_NS, HOUR_NS))))
+            case 8 | 9:
+                newest_ns = max(now_ns.values()) + MINUTE_NS
+                whats.append(Tick(newest_ns, MINUTE_NS, chance.pick((False, True))))
+            case _:
+                rows = []
+                for _ in range(chance.pick((1, 1, 3))):
+                    now_ns[vm_id] += chance.pick((SECOND_NS, SECOND_NS, MINUTE_NS, 0))
+                    rows.append(Sample(now_ns[vm_id], 1, *[chance.pick((0, 1, 5, 2**63 - 1))] * 5))
+                whats.append(Batch(vm_id, "acme", rows))
+    return [Event(sequence, EPOCH_NS, "", what) for sequence, what in enumerate(whats, 1)]
+
+
+@pytest.mark.parametrize("first_seed", range(0, 120, 20))
+def test_what_does_not_fit_64_bits_is_buried_alike_and_stops_nobody(first_seed: int) -> None:
+    buried = 0
+    for seed in range(first_seed, first_seed + 20):
+        events = journal_near_the_edge(seed)
+        ledger = ledger_of(events, SeededChooser(seed + 77))
+        assert_billed_alike(events, ledger)
+        buried += sum(reason == "overflow" for *_, reason in ledger["dead_letters"])
+    assert buried
 
 
 def test_a_stop_taken_back_after_a_restart_bills_as_if_it_had_never_been() -> None:

@@ -86,6 +86,60 @@ def test_the_checkpoint_comes_back_with_rules_and_clock(path: Path) -> None:
         assert store.checkpoint() == expected
 
 
+def test_a_clock_of_an_earlier_version_is_taken_up(path: Path) -> None:
+    with closing(LedgerStore(open_for_writing(path), "journal-1")) as store:
+        engine = Engine(store.checkpoint())
+        fold(engine, sample("vm-1", 0))
+        flush(engine, store)
+    clock = f'{{"closed_through_ns": {EPOCH}, "newest_edge_ns": {EPOCH + HOUR_NANOS}, "waiting": [[{EPOCH + 1}, 5]]}}'
+    change(path, f"UPDATE checkpoint SET clock = '{clock}'")
+    with closing(LedgerStore(open_for_writing(path), "journal-1")) as store:
+        assert store.checkpoint().clock == (EPOCH, EPOCH + HOUR_NANOS, 0, ((EPOCH + 1, 5),))
+
+
+def change(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute(statement).rowcount
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("UPDATE checkpoint SET clock = 'x'", "checkpoint is damaged: its clock is 'x'"),
+        ("UPDATE checkpoint SET clock = '{\"waiting\": 3}'", "checkpoint is damaged: its clock"),
+        ("UPDATE checkpoint SET clock = replace(clock, '[]', '[[1, 2, 3]]')", "checkpoint is damaged: its clock"),
+        ("UPDATE checkpoint SET clock = replace(clock, '[]', '[[1, \"2\"]]')", "checkpoint is damaged: its clock"),
+        ("UPDATE checkpoint SET rules = '[1]'", "checkpoint is damaged: its rules"),
+        ("UPDATE checkpoint SET position = 'far'", r"checkpoint row \(part 0\) is damaged: position is 'far'"),
+        ("UPDATE sessions SET start_ns = 'abc'", r"sessions row \(vm_id 'vm-1', ordinal 1\) is damaged: start_ns"),
+        ("UPDATE sessions SET state = 'text'", r"sessions row .* is damaged: state is 'text'"),
+        ("UPDATE sessions SET last_ns = 1.5", r"sessions row .* is damaged: last_ns is 1\.5"),
+        ("UPDATE sessions SET customer_id = CAST(x'ff' AS TEXT)", "cannot be read: Could not decode to UTF-8 column"),
+    ],
+)
+def test_what_was_changed_by_hand_is_named(path: Path, statement: str, named: str) -> None:
+    with closing(LedgerStore(open_for_writing(path), "journal-1")) as store:
+        engine = Engine(store.checkpoint())
+        fold(engine, FoldRules(), sample("vm-1", 0), sample("vm-2", 0))
+        flush(engine, store)
+    change(path, statement)
+
+    def start() -> None:
+        with closing(LedgerStore(open_for_writing(path), "journal-1")) as store:
+            for rows in store.running_sessions():
+                Engine(store.checkpoint()).restore(rows)
+
+    def look_up() -> None:
+        with closing(LedgerStore(open_for_writing(path), "journal-1")) as store:
+            store.newest_sessions(["vm-1"])
+
+    for way in (start, look_up):
+        with pytest.raises(StorageError, match=named) as refused:
+            way()
+        assert "\ufffd" not in str(refused.value)
+
+
 def test_a_ledger_of_another_journal_is_refused(database: Database) -> None:
     LedgerStore(database, "journal-1")
     with pytest.raises(StorageError, match=r"journal-1, but the journal beside it is journal-2.*Put back"):

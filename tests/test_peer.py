@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,8 +18,10 @@ from billaged.identity.trust import ANY_DOMAIN, Trust
 from billaged.model.errors import Unauthenticated
 from billaged.model.time import NANOS
 
-NOW = datetime.now(UTC)
-NOW_NS = int(NOW.timestamp()) * NANOS
+
+def now_ns(later_seconds: int = 0) -> int:
+    """This moment, or later: asked when it is needed, for SVIDs are backdated by seconds only."""
+    return time.time_ns() + later_seconds * NANOS
 
 
 def trusting(**bundles: Any) -> tuple[Keeper, PeerVerifier]:
@@ -39,14 +42,14 @@ def trust(keeper: Keeper, bundles: dict[str, Any]) -> None:
     keeper.offer(Material(tuple(own.certificates), own.cert, own.key, Trust(roots), "billaged"))
 
 
-def verify(verifier: PeerVerifier, shown: Svid | Pair, now_ns: int = NOW_NS) -> str:
+def verify(verifier: PeerVerifier, shown: Svid | Pair, later_seconds: int = 0) -> str:
     pair = shown.pair if isinstance(shown, Svid) else shown
-    return verifier.verify(pem_of(pair.certificates[:1]), pem_of(pair.certificates[1:]), now_ns)
+    return verifier.verify(pem_of(pair.certificates[:1]), pem_of(pair.certificates[1:]), now_ns(later_seconds))
 
 
-def refusal(verifier: PeerVerifier, shown: Svid | Pair, now_ns: int = NOW_NS) -> str:
+def refusal(verifier: PeerVerifier, shown: Svid | Pair, later_seconds: int = 0) -> str:
     with pytest.raises(Unauthenticated) as caught:
-        verify(verifier, shown, now_ns)
+        verify(verifier, shown, later_seconds)
     return str(caught.value)
 
 
@@ -85,7 +88,7 @@ def test_nor_can_it_by_showing_our_intermediates(domain: TrustDomain, other: Tru
     forged, good = other.mint("spiffe://example.org/metald"), domain.mint("/metald", intermediates=1)
     chain = pem_of(good.pair.certificates[1:])
     with pytest.raises(Unauthenticated, match="does not hold"):
-        verifier.verify(pem_of([forged.leaf]), chain, NOW_NS)
+        verifier.verify(pem_of([forged.leaf]), chain, now_ns())
 
 
 def test_a_domain_that_is_not_trusted_is_told_by_its_name(domain: TrustDomain, other: TrustDomain) -> None:
@@ -134,11 +137,13 @@ def test_a_dns_name_alone_is_no_spiffe_identity(domain: TrustDomain) -> None:
 
 def test_it_holds_until_the_first_of_its_chain_ends(domain: TrustDomain) -> None:
     _, verifier = trusting(example_org=domain)
-    intermediate = domain.authority.current.intermediate(not_after=NOW + timedelta(hours=1))
-    pair = intermediate.sign("metald", uris=("spiffe://example.org/metald",), not_after=NOW + timedelta(hours=9))
-    assert verify(verifier, pair) and verify(verifier, pair, NOW_NS + 3_599 * NANOS)
+    intermediate = domain.authority.current.intermediate(not_after=datetime.now(UTC) + timedelta(hours=1))
+    pair = intermediate.sign(
+        "metald", uris=("spiffe://example.org/metald",), not_after=datetime.now(UTC) + timedelta(hours=9)
+    )
+    assert verify(verifier, pair) and verify(verifier, pair, 3_590)
     # The same certificate, known already, and nothing of it is verified again: only the clock went on.
-    assert "has expired at" in refusal(verifier, pair, NOW_NS + 3_601 * NANOS)
+    assert "has expired at" in refusal(verifier, pair, 3_601)
 
 
 def test_the_root_that_ends_ends_all_it_signed() -> None:
@@ -148,7 +153,7 @@ def test_the_root_that_ends_ends_all_it_signed() -> None:
     _, verifier = trusting(example_org=short)
     svid = short.mint("/metald", ttl_seconds=3600)
     assert verify(verifier, svid)
-    assert "has expired" in refusal(verifier, svid, NOW_NS + 100 * NANOS)
+    assert "has expired" in refusal(verifier, svid, 100)
 
 
 def test_an_expired_one_that_was_never_seen_is_refused(domain: TrustDomain) -> None:
@@ -241,5 +246,5 @@ def test_certificates_are_kept_but_not_for_ever(authority: Authority) -> None:
     _, verifier = trusting(**{ANY_DOMAIN: authority})
     for number in range(10_000):
         with pytest.raises(Unauthenticated):
-            verifier.verify(b"no certificate %d" % number, b"", NOW_NS)
+            verifier.verify(b"no certificate %d" % number, b"", now_ns())
     assert len(verifier._known) <= 4_096

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import sqlite3
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from sqlalchemy import event
 from billaged.ledger.database import open_for_reading
 from billaged.ledger.reader import LedgerReader, reading
 from billaged.ledger.views import Gap, Span, Subject
+from billaged.model.errors import StorageError
 from billaged.model.quantity import ScoreWeights, Usage
 from billaged.model.records import COUNTER_FIELDS, FoldRules, PossibleGap, Record, Tick, VmStarted, VmStopped
 from billaged.model.time import DAY_NANOS, HOUR_NANOS, MINUTE_NANOS, NANOS, parse_instant
@@ -244,6 +247,73 @@ def test_by_bucket_holds_buckets_of_every_length_whole(tmp_path: Path) -> None:
     assert sum(line.usage.cpu_time_ns for line in found.lines) == found.total.usage.cpu_time_ns == 40
 
 
+def test_more_lines_than_a_report_holds_are_refused_with_a_span_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VM silent for fifty years, in buckets of a minute: 26 million lines."""
+    monkeypatch.setattr("billaged.reports.usage._LINES_MAX", 100)
+    start, end = at("00:00:00", "1976-01-01"), at("12:00:00")
+    records = (FoldRules(bucket_ns=MINUTE_NANOS), VmStarted("vm", "acme", start), batch("vm", (end, GIB, 7)))
+    with ledger_of(tmp_path, *records) as ledger:
+        span = Span(start, at("12:01:00"))
+        with pytest.raises(BadSpan) as refused:
+            usage_report(ledger, VM, span, "bucket", ScoreWeights())
+        assert str(refused.value) == (
+            "--by bucket makes more than 100 lines of 1m each from 1976-01-01T00:00:00Z to 2026-11-10T12:01:00Z."
+            " Take a shorter span, as --from 1976-01-01T00:00:00Z --to 1976-01-01T01:40:00Z, or --by session."
+        )
+        fits = Span(start, at("01:40:00", "1976-01-01"))
+        assert len(usage_report(ledger, VM, fits, "bucket", ScoreWeights()).lines) == 100
+        assert len(usage_report(ledger, VM, span, "session", ScoreWeights()).lines) == 1
+
+
+def test_by_bucket_the_gaps_of_many_vms_lie_beside_each_other(tmp_path: Path) -> None:
+    """Gaps that begin and end anywhere, also before the span and after it."""
+    chance = random.Random(5)
+    records: list[Record] = [FoldRules(bucket_ns=10 * MINUTE_NANOS)]
+    for number in range(30):
+        times = sorted(at("08:00:00") + chance.randrange(6 * 3_600) * NANOS for _ in range(4))
+        records.append(batch(f"vm-{number}", *((time_ns, GIB, n * 10**6) for n, time_ns in enumerate(times))))
+    with ledger_of(tmp_path, *records) as ledger:
+        found = report(ledger, ACME, "09:00:00", "13:00:00", "bucket")
+    starts = [line.span.from_ns for line in found.lines]
+    assert starts == sorted(set(starts))
+    assert sum(line.usage.gap_ns for line in found.lines) == found.total.usage.gap_ns > 0
+    assert sum(line.across_gaps.cpu_time_ns for line in found.lines) == found.total.across_gaps.cpu_time_ns
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        (
+            "UPDATE sessions SET start_ns = 'abc'",
+            r"sessions row \(vm_id 'vm', ordinal 1\) is damaged: start_ns is 'abc'",
+        ),
+        ("UPDATE sessions SET customer_id = x'ff'", r"customer_id is b'\\xff'"),
+        ("UPDATE sessions SET customer_id = CAST(x'ff' AS TEXT)", "cannot be read: Could not decode to UTF-8"),
+        ("UPDATE gaps SET end_ns = 1e300", r"gaps row \(vm_id 'vm', ordinal 1, start_ns \d+\) is damaged"),
+        ("UPDATE facts SET memory_peak_bytes = 'abc'", "facts of .*'vm'.* are damaged"),
+        ("UPDATE reported_gaps SET resume_ns = 1e300", r"reported_gaps row .* is damaged: resume_ns is 1e\+300"),
+        ("UPDATE checkpoint SET rules = '{}x'", "checkpoint is damaged: its rules is '{}x'"),
+        ("UPDATE checkpoint SET rules = '{\"zap\":1}'", "checkpoint is damaged: its rules"),
+        ("UPDATE checkpoint SET rules = '{\"bucket_ns\":0}'", "checkpoint is damaged: its rules"),
+    ],
+)
+def test_what_was_changed_by_hand_is_named(tmp_path: Path, statement: str, named: str) -> None:
+    records = (
+        FoldRules(),
+        batch("vm", (at("10:30:00"), GIB, 0), (at("10:40:00"), GIB, 7), (at("13:10:00"), GIB, 107)),
+        PossibleGap("vm", at("10:40:00"), at("13:10:00")),
+    )
+    path = data_dir(tmp_path, *records) / "ledger.db"
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute(statement).rowcount
+        connection.commit()
+    with pytest.raises(StorageError, match=named), reading(path) as ledger:
+        report(ledger, VM, "10:00:00", "14:00:00", "session")
+        gap_lines(ledger, VM, ALL_TIME, at("14:00:00"))
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_all_time_is_what_the_sessions_say_however_it_is_divided(tmp_path: Path, seed: int) -> None:
     """The ledger keeps a session's totals beside its facts, corrections and gaps: both must tell the same."""
@@ -286,6 +356,11 @@ def test_all_time_is_what_the_sessions_say_however_it_is_divided(tmp_path: Path,
 
 def test_who_is_not_in_the_ledger_is_said(tmp_path: Path) -> None:
     with ledger_of(tmp_path, batch("vm", (at("10:00:00"), GIB))) as ledger:
+        for no_text in (Subject(vm_id="\udcff"), Subject(customer_id="\udcff")):
+            with pytest.raises(NotInLedger):
+                usage_report(ledger, no_text, ALL_TIME, "total", ScoreWeights())
+            with pytest.raises(NotInLedger):
+                gap_lines(ledger, no_text, ALL_TIME, at("12:00:00"))
         with pytest.raises(NotInLedger, match="the ledger knows no VM nobody"):
             report(ledger, Subject(vm_id="nobody"), "10:00:00", "11:00:00")
         with pytest.raises(NotInLedger, match="the ledger knows no customer nobody"):

@@ -16,7 +16,7 @@ from billaged.intake.journal import JournalRow
 from billaged.intake.segments import Segments
 from billaged.intake.sqlite import SqliteJournal
 from billaged.model.errors import StorageError
-from billaged.model.time import DAY_NANOS, HOUR_NANOS
+from billaged.model.time import DAY_NANOS, HOUR_NANOS, MINUTE_NANOS, NANOS
 
 NOW = 500_000 * HOUR_NANOS
 OLD = NOW - 8 * DAY_NANOS
@@ -40,9 +40,37 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "segments"
 
 
+class Clock:
+    """The wall clock, and one that never steps."""
+
+    def __init__(self) -> None:
+        self.wall_ns = NOW
+        self.passed_ns = 0
+
+    def advance(self, nanos: int) -> None:
+        self.wall_ns += nanos
+        self.passed_ns += nanos
+
+
 @pytest.fixture
-def segments(folder: Path) -> Segments:
-    return Segments(folder)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def segments(folder: Path, clock: Clock) -> Segments:
+    return Segments(folder, lambda: clock.wall_ns, lambda: clock.passed_ns)
+
+
+def remove_older(segments: Segments, clock: Clock, keep_ns: int) -> int:
+    """As the daemon does it, once."""
+    return segments.remove_older((clock.wall_ns - keep_ns) / NANOS)
+
+
+def wait_an_hour(segments: Segments, clock: Clock, keep_ns: int) -> None:
+    for _ in range(60):
+        assert remove_older(segments, clock, keep_ns) == 0
+        clock.advance(MINUTE_NANOS)
 
 
 def read(segments: Segments, after: int, through: int) -> list[JournalRow]:
@@ -97,11 +125,39 @@ def test_a_few_rows_wait_for_company_for_an_hour(journal: SqliteJournal, segment
 
 
 def test_without_an_archive_rows_leave_and_nothing_is_written(
-    journal: SqliteJournal, segments: Segments, folder: Path
+    journal: SqliteJournal, segments: Segments, folder: Path, clock: Clock
 ) -> None:
     journal.append(rows(1, 5))
-    assert segments.archive(journal, 0, ALL, WEEK_AGO, keep=False) == 5
+    # Gone for good: an hour of readings comes first.
+    assert segments.archive(journal, 0, ALL, WEEK_AGO, keep=False) == 0
+    clock.advance(HOUR_NANOS)
+    assert segments.archive(journal, 0, ALL, WEEK_AGO + HOUR_NANOS, keep=False) == 5
     assert not folder.exists()
+
+
+def test_without_an_archive_a_wrong_clock_removes_nothing(
+    journal: SqliteJournal, segments: Segments, clock: Clock
+) -> None:
+    journal.append(rows(1, 5, NOW))
+    segments.archive(journal, 0, ALL, WEEK_AGO, keep=False)
+    clock.advance(2 * HOUR_NANOS)
+    assert segments.archive(journal, 0, ALL, WEEK_AGO + 100 * DAY_NANOS, keep=False) == 0
+
+
+def test_rows_from_the_future_block_nothing(journal: SqliteJournal, segments: Segments, folder: Path) -> None:
+    """The clock was a year ahead for ten rows: they go with those around them, in their order."""
+    journal.append([*rows(1, 10), *rows(11, 20, NOW + 365 * DAY_NANOS), *rows(21, 30), *rows(31, 40, NOW)])
+    assert segments.archive(journal, 0, ALL, WEEK_AGO) == 30
+    assert [row.sequence for row in read(segments, 0, 30)] == list(range(1, 31))
+
+
+def test_rows_from_the_future_at_the_beginning_wait_for_those_after_them(
+    journal: SqliteJournal, segments: Segments
+) -> None:
+    journal.append(rows(1, 10, NOW + 365 * DAY_NANOS))
+    assert segments.archive(journal, 0, ALL, WEEK_AGO) == 0
+    journal.append(rows(11, 20))
+    assert segments.archive(journal, 0, ALL, WEEK_AGO) == 20
 
 
 def test_a_crash_between_segment_and_prune_writes_the_same_segment_again(
@@ -163,15 +219,62 @@ def test_a_damaged_segment_is_named(journal: SqliteJournal, segments: Segments, 
         read(segments, 0, 30)
 
 
+def written(folder: Path, *ages_ns: int) -> None:
+    """Set when the segments were written, oldest sequence first, as ages before NOW."""
+    for path, age_ns in zip(sorted(folder.glob("*.gz")), ages_ns, strict=True):
+        os.utime(path, ns=(NOW - age_ns, NOW - age_ns))
+
+
+def left(folder: Path) -> list[str]:
+    return [path.name[-14:-9] for path in files(folder) if path.suffix == ".gz"]
+
+
 def test_only_what_is_older_than_the_retention_is_deleted(
-    journal: SqliteJournal, segments: Segments, folder: Path
+    journal: SqliteJournal, segments: Segments, folder: Path, clock: Clock
 ) -> None:
     three(journal, segments)
     (folder / "somebody-elses.txt").write_text("not ours")
     os.utime(folder / "somebody-elses.txt", (100, 100))
-    for path, written in zip(files(folder), (1_000, 2_000, 3_000), strict=False):
-        os.utime(path, (written, written))
-    assert segments.remove_older(2_000) == 1
-    assert [path.name[-14:-9] for path in files(folder) if path.suffix == ".gz"] == ["00020", "00030"]
+    written(folder, 30 * DAY_NANOS, 20 * DAY_NANOS, 10 * DAY_NANOS)
+    wait_an_hour(segments, clock, 25 * DAY_NANOS)
+    assert remove_older(segments, clock, 25 * DAY_NANOS) == 1
+    assert left(folder) == ["00020", "00030"]
     assert (folder / "somebody-elses.txt").exists()
-    assert segments.remove_older(2_000) == 0
+    assert remove_older(segments, clock, 25 * DAY_NANOS) == 0
+
+
+def test_a_clock_that_is_wrong_for_a_moment_deletes_nothing(
+    journal: SqliteJournal, segments: Segments, folder: Path, clock: Clock
+) -> None:
+    three(journal, segments)
+    written(folder, 3 * DAY_NANOS, 2 * DAY_NANOS, DAY_NANOS)
+    wait_an_hour(segments, clock, 70 * DAY_NANOS)
+    clock.wall_ns += 100 * DAY_NANOS
+    assert remove_older(segments, clock, 70 * DAY_NANOS) == 0
+    clock.advance(59 * MINUTE_NANOS)
+    assert remove_older(segments, clock, 70 * DAY_NANOS) == 0
+    # And right again: its hour begins anew.
+    clock.wall_ns -= 100 * DAY_NANOS
+    wait_an_hour(segments, clock, 70 * DAY_NANOS)
+    assert remove_older(segments, clock, 70 * DAY_NANOS) == 0
+    assert left(folder) == ["00010", "00020", "00030"]
+
+
+def test_a_segment_stays_while_an_older_one_does(
+    journal: SqliteJournal, segments: Segments, folder: Path, clock: Clock
+) -> None:
+    """The second was written by a clock that had gone back to 1970: it is no older than the first."""
+    three(journal, segments)
+    written(folder, 3 * DAY_NANOS, NOW, DAY_NANOS)
+    wait_an_hour(segments, clock, 70 * DAY_NANOS)
+    assert remove_older(segments, clock, 70 * DAY_NANOS) == 0
+
+
+def test_a_segment_from_the_future_goes_with_those_around_it(
+    journal: SqliteJournal, segments: Segments, folder: Path, clock: Clock
+) -> None:
+    three(journal, segments)
+    written(folder, -365 * DAY_NANOS, 80 * DAY_NANOS, -365 * DAY_NANOS)
+    wait_an_hour(segments, clock, 70 * DAY_NANOS)
+    assert remove_older(segments, clock, 70 * DAY_NANOS) == 2
+    assert left(folder) == ["00030"]

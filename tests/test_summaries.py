@@ -17,21 +17,22 @@ from door_fixtures import until
 from billaged.aggregator.changes import Checkpoint
 from billaged.aggregator.columns import TOTALS_WIDTH
 from billaged.aggregator.engine import Engine
-from billaged.aggregator.summary import SummaryBatch
+from billaged.aggregator.summary import Summary, SummaryBatch
 from billaged.model.errors import NotServing, Overloaded
-from billaged.model.quantity import ScoreWeights
-from billaged.model.records import JournalEntry, Kind, MetricsBatch, Record, Tick, VmStarted
+from billaged.model.quantity import ScoreWeights, Usage
+from billaged.model.records import JournalEntry, Kind, MetricsBatch, Record, Tick, VmStarted, VmStopped
 from billaged.model.time import HOUR_NANOS, NANOS
 from billaged.summaries import broadcast
 from billaged.summaries.broadcast import Broadcast
 from billaged.summaries.feed import WatchedSummaries
 from billaged.summaries.log import SummaryLog, exact_sums
+from billaged.summaries.mean import memory_mean_bytes
 from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary
 
 EPOCH = 500_000 * HOUR_NANOS
 GIB, MIB = 2**30, 2**20
 WEIGHTS = ScoreWeights()
-KINDS = {MetricsBatch: Kind.METRICS, VmStarted: Kind.STARTED, Tick: Kind.TICK}
+KINDS = {MetricsBatch: Kind.METRICS, VmStarted: Kind.STARTED, VmStopped: Kind.STOPPED, Tick: Kind.TICK}
 
 
 def interval(owners: dict[str, str]) -> SummaryBatch:
@@ -128,6 +129,33 @@ def test_sums_over_many_vms_do_not_wrap() -> None:
     assert sums[-1] == 9, "a peak is the highest, not the sum"
 
 
+class BrokenRow(SummaryBatch):
+    """A batch with one VM whose summary nobody can make."""
+
+    __slots__ = ()
+
+    def row(self, index: int) -> Summary:
+        if self.vm_ids[index] == "vm-2":
+            raise ValueError("no such number")
+        return super().row(index)
+
+
+def test_one_vms_trouble_takes_no_other_line_with_it(logged: pytest.LogCaptureFixture) -> None:
+    SummaryLog("vm", WEIGHTS, readable=False).publish(BrokenRow(*interval(OWNERS)))
+    lines = [vars(record) for record in logged.records if record.name == "billaged.summary"]
+    assert sorted(line["vm_id"] for line in lines if "vm_id" in line) == ["vm-1", "vm-3"]
+    assert "the summary of VM vm-2 cannot be logged" in logged.text
+
+
+def test_the_mean_of_what_is_left_of_a_stop_taken_back_lies_between_nothing_and_the_peak() -> None:
+    """15 minutes less 15 minutes and a nanosecond, 256 TiB more than nothing: no mean of anything."""
+    assert (
+        memory_mean_bytes(Usage(memory_byte_nanos=2**48 * 900 * NANOS, measured_ns=1, memory_peak_bytes=2**48)) == 2**48
+    )
+    assert memory_mean_bytes(Usage(memory_byte_nanos=-5 * GIB, measured_ns=1, memory_peak_bytes=GIB)) == 0
+    assert memory_mean_bytes(Usage(memory_byte_nanos=30 * GIB, measured_ns=10, memory_peak_bytes=4 * GIB)) == 3 * GIB
+
+
 # --- the thread ----------------------------------------------------------------------
 
 
@@ -217,6 +245,43 @@ async def test_each_watcher_gets_what_it_asked_for() -> None:
     assert (summary.session.cpu_time_nanos, summary.session.memory_byte_seconds) == (20 * NANOS, 20 * GIB)
     assert (summary.session_number, summary.final, summary.replayed) == (1, False, False)
     assert Decimal(summary.session.resource_score) == Decimal("22.8")
+
+
+async def test_one_vms_trouble_takes_no_other_summary_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    feed = WatchedSummaries(asyncio.get_running_loop(), WEIGHTS, 100)
+    readers = [Reader(feed), Reader(feed)]
+    await until(lambda: len(feed._watchers) == 2, "both watch")
+    await asyncio.to_thread(feed.publish, BrokenRow(*interval(OWNERS)))
+    await feed.end(5)
+    await asyncio.gather(*(reader.task for reader in readers))
+    assert [sorted(summary.vm_id for summary in reader.seen) for reader in readers] == [["vm-1", "vm-3"]] * 2
+    assert caplog.text.count("the summary of VM vm-2 cannot be given out") == 1
+
+
+async def test_a_window_that_a_stop_was_taken_back_in_is_given_out() -> None:
+    """A nanosecond is measured, with 15 minutes of all the memory there can be: its mean would not fit 64 bits."""
+    minutes = 60 * NANOS
+    records: list[Record] = [
+        MetricsBatch("vm", "acme", array("q", [EPOCH, 1, 0, 0, 0, 0, 0])),
+        VmStopped("vm", EPOCH + 15 * minutes),
+        Tick(EPOCH, 0, closes_interval=True),
+    ]
+    restart = EPOCH + 15 * minutes + NANOS
+    for time_ns, memory in ((restart, 2**48), (restart + 15 * minutes, 0), (restart + 15 * minutes + 1, 0)):
+        records.append(MetricsBatch("vm", "acme", array("q", [time_ns, memory, 0, 0, 0, 0, 0])))
+    records.append(Tick(EPOCH, 0, closes_interval=True))
+    engine = Engine(Checkpoint())
+    *_, batch = engine.fold(
+        [JournalEntry(at, KINDS[type(record)], EPOCH, "", b"", record) for at, record in enumerate(records, 1)]
+    )
+    feed = WatchedSummaries(asyncio.get_running_loop(), WEIGHTS, 100)
+    reader = Reader(feed)
+    await until(lambda: len(feed._watchers) == 1, "it watches")
+    await asyncio.to_thread(feed.publish, batch)
+    await feed.end(5)
+    await reader.task
+    (summary,) = reader.seen
+    assert (summary.window.measured_nanos, summary.window.memory_mean_bytes) == (1, 2**48)
 
 
 async def test_one_that_falls_behind_is_cut_off_with_what_it_had(caplog: pytest.LogCaptureFixture) -> None:

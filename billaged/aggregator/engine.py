@@ -188,6 +188,10 @@ class Engine:
         vm = load_vm(self.columns, vm_id)
         entries.sort(key=lambda entry: entry.sequence)
         for entry in entries:
+            if _surely_fits(vm, entry):
+                if not self._fold_entry(vm, entry, effects):
+                    effects.bury(entry, WRONG_OWNER)
+                continue
             before, mine = vm.copy(), Effects()
             taken = self._fold_entry(vm, entry, mine)
             if max(vm.counters) > INT64_MAX or vm.ordinal > _ORDINAL_MAX:
@@ -207,7 +211,7 @@ class Engine:
             samples = sorted(zip(*[values] * SAMPLE_WIDTH, strict=True), key=lambda sample: sample[0])
             if not fold_samples(vm, record.customer_id, samples, context):
                 return False
-            effects.newest_sample_ns = samples[-1][0] if samples else 0
+            effects.newest_sample_ns = max(effects.newest_sample_ns, samples[-1][0] if samples else 0)
         elif isinstance(record, VmStarted):
             return fold_start(vm, record.customer_id, record.start_ns, context)
         elif isinstance(record, VmStopped):
@@ -317,6 +321,17 @@ def _sort_out(entry: JournalEntry, one_by_one: dict[str, list[JournalEntry]], ef
     elif isinstance(record, PossibleGap):
         effects.tallies["possible_gaps"] += 1
         effects.reported_gaps.append(ReportedGap(entry.sequence, *record))
+
+
+def _surely_fits(vm: Vm, entry: JournalEntry) -> bool:
+    """Whether the VM's totals would fit even if the entry billed all that it speaks of."""
+    record = entry.record
+    most = max(vm.counters)
+    if isinstance(record, MetricsBatch):
+        most += sum(record.samples) - sum(record.samples[::SAMPLE_WIDTH])
+    elif vm.origin is not None:
+        most += max(vm.origin)
+    return most <= INT64_MAX and vm.ordinal < _ORDINAL_MAX
 
 
 def _fact_row(key: FactKey, posting: Posting) -> Row:

@@ -22,6 +22,7 @@ def serve() -> None:
     # gRPC's core writes lines of its own beside the log, one for each failed handshake.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from billaged import daemon
+    from billaged.cli.allocator import give_large_blocks_back
     from billaged.settings import Settings
     from billaged.telemetry import logs
 
@@ -33,4 +34,5 @@ def serve() -> None:
     # The thread that waits for the interpreter's lock gets it sooner: a busy event loop
     # would else hold up the journal writer by 5 ms each time it wants it back.
     sys.setswitchinterval(0.0005)
+    give_large_blocks_back()
     daemon.serve(settings, readable_log=style == "text")

@@ -129,8 +129,10 @@ class Waiting:
         self._reserve()
 
     def close(self) -> None:
+        """Let go of the files; harmless when that is done."""
         for held in self._held.values():
             held.lane.spool.close()
+        self._held.clear()
 
     def _take_up(self, directory: Path) -> None:
         spool = Spool(directory, self._max_bytes)

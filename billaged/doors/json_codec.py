@@ -90,12 +90,14 @@ def _check_size(text: bytes, most: _Most, items_max: int) -> None:
 
     No text of a message may have a brace, a bracket or a comma, so where they are too many it is invalid in any case.
     """
-    parts = text.count(b"{") + text.count(b"[")
-    if parts <= most.objects * items_max + _EXTRA_MAX and text.count(b",") <= most.commas * items_max + _EXTRA_MAX:
-        return
-    if most.lists:
-        raise InvalidField(most.lists, f"holds more than the {items_max} that may come at once")
-    raise InvalidField("", "the request holds more values than it has fields")
+    objects, arrays, commas = text.count(b"{"), text.count(b"["), text.count(b",")
+    if objects + arrays > most.objects * items_max + _EXTRA_MAX or commas > most.commas * items_max + _EXTRA_MAX:
+        if most.lists:
+            raise InvalidField(most.lists, f"holds more than the {items_max} that may come at once")
+        raise InvalidField("", "the request holds more values than it has fields")
+    # Where the items are objects, it is they that have the values.
+    if most.objects and commas > most.commas * objects + _EXTRA_MAX:
+        raise InvalidField("", "the request holds more values than it has fields")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -24,13 +24,14 @@ from billaged.wire.counting import check_lists, items_bound
 
 # Decoding this much takes about 1 ms; more is done beside the loop, which all other callers share.
 _LARGE_BYTES: Final = 64 * 1024
-_LARGE_ITEMS: Final = 2_000
+_LARGE_ITEMS: Final = 4_000
 _LARGE_JSON_BYTES: Final = 4 * 1024
-# This few bytes have few items.
-_SMALL_BYTES: Final = 4 * 1024
-# Decoding holds the interpreter's lock all the time: a second thread would take as much memory again and
-# be no faster. What one holds at most was measured with 4 MiB and 100,000 items of all kinds that tests/
-# test_large_requests.py knows: 30 MiB for protobuf, 75 MiB for JSON. Each door has one.
+# This few bytes have few items, and are most requests.
+_SMALL_BYTES: Final = 8 * 1024
+# Only who has the interpreter's lock decodes: a second thread would take as much memory again and be no faster.
+# What one holds at most, measured (peak RSS of a process that does nothing else, 4 MiB and 100,000 items of whatever
+# kind costs most): 30 MiB for protobuf, 60 MiB for JSON. Each door has one. So with 16 clients who send the largest
+# requests there are, the daemon grows by 220 MiB, most of it what came in (tests/test_large_requests.py).
 _THREADS: Final = 1
 _WAITING_MESSAGES_MAX: Final = 16
 

@@ -42,11 +42,21 @@ class Journal(Protocol):
             DurabilityLost: whether they are on disk is unknown; never append again.
         """
 
-    def read(self, after: int) -> Iterator[list[JournalRow]]:
-        """The rows after a sequence, in order, in chunks. For any thread."""
+    def read(self, after: int, *, whole: bool = True) -> Iterator[list[JournalRow]]:
+        """The rows after a sequence, in order, in chunks. For any thread.
+
+        Those that have left are not among them. ``whole=False`` takes what is there.
+
+        Raises:
+            StorageError: a row is missing, or cannot be read; the message names it.
+        """
 
     def newest_received_ns(self) -> int:
-        """When the newest row was received; 0 where there is none."""
+        """When the newest row was received; 0 where there is none.
+
+        Raises:
+            StorageError: the row has no such time.
+        """
 
     def prune(self, through: int) -> None:
         """Remove rows up to a sequence; some of them now, the rest with the next calls.
@@ -58,12 +68,24 @@ class Journal(Protocol):
     def close(self) -> None: ...
 
 
+def has_types(row: JournalRow) -> bool:
+    """Whether each column is of its type: SQLite keeps whatever it is given."""
+    sequence, kind, received_ns, caller, payload = row
+    numbers = isinstance(sequence, int) and isinstance(kind, int) and isinstance(received_ns, int)
+    return numbers and isinstance(caller, str) and isinstance(payload, bytes)
+
+
 def entry_of(row: JournalRow) -> JournalEntry:
     """A row with its payload decoded.
 
     Raises:
-        StorageError: the payload is no message of its kind: the file was changed.
+        StorageError: the payload is no message of its kind, or a column not of its type: the file was changed.
     """
+    if not has_types(row):
+        raise StorageError(
+            f"journal row {row.sequence} is damaged: a column is not of its type.",
+            "The journal is damaged: restore it from a backup.",
+        )
     try:
         kind = Kind(row.kind)
         record = codec.decode(kind, row.payload)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from billaged.intake.journal import JournalRow
-from billaged.intake.sqlite import SCHEMA_VERSION
+from billaged.intake.sqlite import SCHEMA_VERSION, reason_of
 from billaged.model.errors import StorageError
 
 _READ_ROWS: Final = 4_096
@@ -93,5 +93,5 @@ class JournalFile:
             return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise StorageError(
-                f"the journal {self.path} cannot be read: {error}.", "Restore a backup of it."
+                f"the journal {self.path} cannot be read: {reason_of(error)}.", "Restore a backup of it."
             ) from error

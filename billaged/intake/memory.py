@@ -24,7 +24,7 @@ class MemoryJournal:
         self.position = rows[-1].sequence
         self._newest_received_ns = rows[-1].received_ns
 
-    def read(self, after: int) -> Iterator[list[JournalRow]]:
+    def read(self, after: int, *, whole: bool = True) -> Iterator[list[JournalRow]]:
         return iter(())
 
     def newest_received_ns(self) -> int:

@@ -2,6 +2,9 @@
 
 A segment is written whole, synced, and only then do its rows leave the journal; a
 crash in between leaves a segment that the next run writes again, the same.
+
+Times here come from the wall clock, which may be wrong: nothing is deleted for good before
+an hour of readings has shown no step, and what was stamped with a time to come blocks nothing.
 """
 
 from __future__ import annotations
@@ -11,14 +14,16 @@ import gzip
 import json
 import os
 import re
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from billaged.intake.clock import Steadiness, awake_and_asleep_nanos
 from billaged.intake.journal import Journal, JournalRow
 from billaged.model.errors import StorageError
-from billaged.model.time import HOUR_NANOS
+from billaged.model.time import HOUR_NANOS, MINUTE_NANOS, NANOS
 
 FOLDER_NAME: Final = "segments"
 
@@ -28,22 +33,39 @@ _BYTES: Final = 64 * 2**20
 _CHUNK_ROWS: Final = 4_096
 # A segment that is not full waits this long for more rows: a quiet daemon writes few files.
 _PATIENCE_NANOS: Final = HOUR_NANOS
+# Stamped later than this after now: the clock was wrong then.
+_FUTURE_NANOS: Final = 5 * MINUTE_NANOS
 
 
 class Segments:
     """The segment files of one data directory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        wall_nanos: Callable[[], int] = time.time_ns,
+        passed_nanos: Callable[[], int] = awake_and_asleep_nanos,
+    ) -> None:
+        """``passed_nanos``: a clock that never steps."""
         self._folder = folder
+        self._wall_nanos = wall_nanos
+        self._archive_time = Steadiness(passed_nanos)
+        self._removal_time = Steadiness(passed_nanos)
 
     def archive(self, journal: Journal, after: int, through: int, received_before_ns: int, *, keep: bool = True) -> int:
         """Write the journal's rows after a sequence, up to another and to a time, into one segment.
 
         Returns the last sequence in it: rows up to there may leave the journal. 0 where
-        too few qualify yet to be worth a file. ``keep=False`` writes none.
+        too few qualify yet to be worth a file. ``keep=False`` writes none: the rows are gone for
+        good then, so none qualify before the time has gone on steadily for an hour.
         """
+        if not self._archive_time.holds(received_before_ns) and not keep:
+            return 0
         rows = self._oldest(journal, after, through, received_before_ns)
-        if not rows or (len(rows) < _ROWS and rows[0].received_ns >= received_before_ns - _PATIENCE_NANOS):
+        if not rows:
+            return 0
+        oldest_ns = min(row.received_ns for row in rows)
+        if len(rows) < _ROWS and oldest_ns >= received_before_ns - _PATIENCE_NANOS:
             return 0
         if keep:
             self._write(rows)
@@ -67,10 +89,12 @@ class Segments:
     def _oldest(self, journal: Journal, after: int, through: int, received_before_ns: int) -> list[JournalRow]:
         rows: list[JournalRow] = []
         size = 0
-        for chunk in journal.read(after):
+        future_ns = self._wall_nanos() + _FUTURE_NANOS
+        for chunk in journal.read(after, whole=False):
             for row in chunk:
-                # The first row that must stay ends the segment: the journal never has holes.
-                if row.sequence > through or row.received_ns >= received_before_ns:
+                # The first row that must stay ends the segment: the journal never has holes. A row
+                # from the future was stamped by a wrong clock: it is as old as the one before it.
+                if row.sequence > through or received_before_ns <= row.received_ns < future_ns:
                     return rows
                 rows.append(row)
                 size += len(row.payload)
@@ -79,8 +103,24 @@ class Segments:
         return rows
 
     def remove_older(self, written_before_seconds: float) -> int:
-        """Delete segments written before a time (seconds since the epoch); how many went."""
-        old = [path for _, _, path in self._files() if path.stat().st_mtime < written_before_seconds]
+        """Delete segments written before a time (seconds since the epoch); how many went.
+
+        None go before that time has gone on steadily for an hour, and none that is newer than one
+        that stays: a clock that was wrong for a moment must not cost years of proof.
+        """
+        if not self._removal_time.holds(int(written_before_seconds * NANOS)):
+            return 0
+        future_seconds = (self._wall_nanos() + _FUTURE_NANOS) / NANOS
+        old: list[Path] = []
+        seen: list[Path] = []
+        for _, _, path in self._files():
+            written_seconds = path.stat().st_mtime
+            if written_before_seconds <= written_seconds < future_seconds:
+                break
+            seen.append(path)
+            if written_seconds < written_before_seconds:
+                # With it those before it that seem to come from the future.
+                old = list(seen)
         for path in old:
             path.unlink()
         return len(old)

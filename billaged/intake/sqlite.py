@@ -34,6 +34,12 @@ CREATE TABLE about (
 _MAX_ROWS: Final = 512
 _READ_ROWS: Final = 4_096
 _PRUNE_ROWS: Final = 2_000
+_RESTORE: Final = "Restore a backup of it."
+
+
+def reason_of(error: sqlite3.Error) -> str:
+    """What SQLite says, without the text that it could not read: that may be anything."""
+    return str(error).split(" with text ", 1)[0]
 
 
 class SqliteJournal:
@@ -48,7 +54,7 @@ class SqliteJournal:
         try:
             self._connection = self._open()
         except sqlite3.Error as error:
-            raise StorageError(f"{path} cannot be used as a journal: {error}.", "Restore a backup of it.") from error
+            raise StorageError(f"{path} cannot be used as a journal: {reason_of(error)}.", _RESTORE) from error
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -67,10 +73,17 @@ class SqliteJournal:
                 f"the journal {self._path} has schema {version}, this version of billaged knows {SCHEMA_VERSION}.",
                 "Use the version of billaged that wrote it.",
             )
-        self.journal_id, self.pruned = connection.execute("SELECT journal_id, pruned FROM about").fetchone()
+        self.journal_id, self.pruned = self._about(connection)
         row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").fetchone()
         self.position: int = max(row[0] if row else 0, self.pruned)
         return connection
+
+    def _about(self, connection: sqlite3.Connection) -> tuple[str, int]:
+        """The journal's id, and up to where rows have left."""
+        row = connection.execute("SELECT journal_id, pruned FROM about").fetchone()
+        if row is None or not isinstance(row[0], str) or not isinstance(row[1], int):
+            raise StorageError(f"the journal {self._path} is damaged: it does not say which it is.", _RESTORE)
+        return row[0], row[1]
 
     def append(self, rows: Sequence[JournalRow]) -> None:
         try:
@@ -92,22 +105,59 @@ class SqliteJournal:
             ) from error
         self.position = rows[-1].sequence
 
-    def read(self, after: int) -> Iterator[list[JournalRow]]:
+    def read(self, after: int, *, whole: bool = True) -> Iterator[list[JournalRow]]:
+        end = self.position
         connection = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
         try:
-            while True:
-                query = "SELECT sequence, kind, received_ns, caller, payload FROM journal WHERE sequence > ?"
-                rows = connection.execute(f"{query} ORDER BY sequence LIMIT ?", (after, _READ_ROWS)).fetchall()
-                if not rows:
-                    return
-                yield [JournalRow(*row) for row in rows]
-                after = rows[-1][0]
+            while rows := self._chunk(connection, after):
+                if whole and rows[-1].sequence != after + len(rows):
+                    self._check_whole(connection, after, rows)
+                yield rows
+                after = rows[-1].sequence
+            if whole and after < end:
+                self._check_nothing_lost(connection, after + 1, end)
         finally:
             connection.close()
 
+    def _chunk(self, connection: sqlite3.Connection, after: int) -> list[JournalRow]:
+        query = "SELECT sequence, kind, received_ns, caller, payload FROM journal WHERE sequence > ?"
+        try:
+            rows = connection.execute(f"{query} ORDER BY sequence LIMIT ?", (after, _READ_ROWS)).fetchall()
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"the journal {self._path} cannot be read after row {after}: {reason_of(error)}.", _RESTORE
+            ) from error
+        return [JournalRow(*row) for row in rows]
+
+    def _check_whole(self, connection: sqlite3.Connection, after: int, rows: Sequence[JournalRow]) -> None:
+        expected = after + 1
+        for row in rows:
+            if row.sequence != expected:
+                self._check_nothing_lost(connection, expected, row.sequence - 1)
+            expected = row.sequence + 1
+
+    def _check_nothing_lost(self, connection: sqlite3.Connection, first: int, last: int) -> None:
+        """These rows are not there: that is well where they have left, maybe just now."""
+        first = max(first, self._about(connection)[1] + 1)
+        if first > last:
+            return
+        missing = f"row {first} is" if first == last else f"rows {first} to {last} are"
+        raise StorageError(
+            f"the journal {self._path} is damaged: {missing} missing, acknowledged and not yet in the ledger.",
+            "Restore a backup that has them; 'billaged journal verify' says what else is missing.",
+        )
+
     def newest_received_ns(self) -> int:
-        row = self._connection.execute("SELECT received_ns FROM journal ORDER BY sequence DESC LIMIT 1").fetchone()
-        return row[0] if row else 0
+        row = self._connection.execute(
+            "SELECT sequence, received_ns FROM journal ORDER BY sequence DESC LIMIT 1"
+        ).fetchone()
+        if row is None:
+            return 0
+        if not isinstance(row[1], int):
+            raise StorageError(
+                f"journal row {row[0]} in {self._path} is damaged: it was received at {row[1]!r}.", _RESTORE
+            )
+        return row[1]
 
     def prune(self, through: int) -> None:
         # A little at a time: those who wait for a commit wait for this too.

@@ -159,5 +159,5 @@ def _instant(field: str, nanos: int, limits: Limits, now: Now) -> None:
 def _refuse_future(field: str, nanos: int, limits: Limits, now: Now) -> None:
     ahead = f"{field}: {format_instant(nanos)} is more than {format_duration(limits.max_future_ns)} ahead"
     if now.stepped_back:
-        raise NotServing(f"{ahead}, but billaged's own clock has gone back; try again later", 30.0)
+        raise NotServing(f"{ahead}, but billaged's own clock cannot be trusted now; try again later", 30.0)
     raise InvalidField(field, ahead.removeprefix(f"{field}: ") + f" of {format_instant(now.wall_ns)}")

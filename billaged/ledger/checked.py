@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from sqlite3 import Error as SqliteError
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Integer, LargeBinary, Table, Text
 from sqlalchemy.exc import DBAPIError
@@ -19,6 +19,8 @@ from billaged.model.records import FoldRules
 
 _RESTORE: Final = "Restore a backup of the ledger."
 
+Rows = TypeVar("Rows", bound=Sequence[Sequence[Any]])
+
 
 @contextmanager
 def readable() -> Iterator[None]:
@@ -28,13 +30,17 @@ def readable() -> Iterator[None]:
     """
     try:
         yield
-    except DBAPIError as error:
-        raise StorageError(f"the ledger cannot be read: {error.orig}.", _RESTORE) from error
-    except SqliteError as error:
-        raise StorageError(f"the ledger cannot be read: {error}.", _RESTORE) from error
+    except (DBAPIError, SqliteError) as error:
+        raise StorageError(f"the ledger cannot be read: {reason_of(error)}.", _RESTORE) from error
 
 
-def typed(table: Table, names: Sequence[str], row: Sequence[Any]) -> Sequence[Any]:
+def reason_of(error: DBAPIError | SqliteError) -> str:
+    """What the database says, without the text that it could not read: that may be anything."""
+    said = error.orig if isinstance(error, DBAPIError) else error
+    return str(said).split(" with text ", 1)[0]
+
+
+def typed(table: Table, names: Collection[str], row: Sequence[Any]) -> Sequence[Any]:
     """The row of these columns, as it is.
 
     Raises:
@@ -49,7 +55,7 @@ def typed(table: Table, names: Sequence[str], row: Sequence[Any]) -> Sequence[An
     return row
 
 
-def typed_rows(table: Table, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+def typed_rows(table: Table, names: Collection[str], rows: Rows) -> Rows:
     """The rows of these columns, as they are. For many: what is well costs little.
 
     Raises:

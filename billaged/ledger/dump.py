@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, select
 
 from billaged.aggregator import changes as c
 from billaged.ledger import tables as t
+from billaged.ledger.checked import typed
 
 _SESSIONS: Final = tuple(name for name in c.SESSION_COLUMNS if name not in ("newest", "state"))
 
@@ -30,7 +31,11 @@ DUMPED: Final = {
 
 
 def dump_rows(ledger: Engine | Connection, table: str) -> Iterator[tuple[Any, ...]]:
-    """The rows of one table in the order of its key. Over one connection all tables are of one moment."""
+    """The rows of one table in the order of its key. Over one connection all tables are of one moment.
+
+    Raises:
+        StorageError: a value is not of its column's type.
+    """
     if isinstance(ledger, Engine):
         with ledger.connect() as connection:
             yield from dump_rows(connection, table)
@@ -38,7 +43,7 @@ def dump_rows(ledger: Engine | Connection, table: str) -> Iterator[tuple[Any, ..
     source, names, key_length = DUMPED[table]
     columns = [source.c[name] for name in names]
     for row in ledger.execute(select(*columns).order_by(*columns[:key_length])):
-        yield tuple(row)
+        yield tuple(typed(source, names, row))
 
 
 def dump(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, false, func, or_, select
 from sqlalchemy.exc import DBAPIError
 
 from billaged.ledger import tables as t
+from billaged.ledger.checked import reason_of, rules_of, typed, typed_rows
 from billaged.ledger.database import open_for_reading
 from billaged.ledger.dump import dump_rows
 from billaged.ledger.views import Gap, Grouping, LedgerPosition, Part, ReportedGap, Session, Span, Subject
@@ -46,7 +46,7 @@ def reading(path: Path) -> Iterator[LedgerReader]:
         with engine.connect() as connection:
             yield LedgerReader(connection)
     except DBAPIError as error:
-        raise StorageError(f"{path} cannot be read: {error.orig}.", "Restore a backup of it.") from error
+        raise StorageError(f"{path} cannot be read: {reason_of(error)}.", "Restore a backup of it.") from error
     finally:
         engine.dispose()
 
@@ -59,7 +59,7 @@ class LedgerReader:
         row = connection.execute(select(t.checkpoint)).one_or_none()
         # A ledger that no daemon has taken up yet is empty.
         self.position = LedgerPosition("", 0) if row is None else LedgerPosition(row.journal_id, row.position)
-        self.rules = FoldRules() if row is None or row.rules is None else FoldRules(**json.loads(row.rules))
+        self.rules = FoldRules() if row is None else rules_of(row.rules) or FoldRules()
 
     def dump_rows(self, table: str) -> Iterator[tuple[Any, ...]]:
         """A table of the canonical dump (``dump.DUMPED``)."""
@@ -124,6 +124,8 @@ class LedgerReader:
         )
         for row in self._connection.execute(query):
             key = dict(zip(_GROUPS[by], row, strict=False))
+            if not all(isinstance(value, int) for value in row[len(keys) :]):
+                raise StorageError(f"the ledger's {table} of {key} are damaged.", "Restore a backup of it.")
             usage = _usage_of_halves(row[len(keys)], row[len(keys) + 1 :])
             yield Part(key["vm_id"], key.get("ordinal", 0), key.get("bucket_start_ns", 0), usage)
 
@@ -148,7 +150,7 @@ class LedgerReader:
                 Usage(**{name: row._mapping[name] for name in COUNTER_FIELDS}, gap_ns=row.end_ns - row.start_ns),
                 row.sequence,
             )
-            for row in self._connection.execute(query)
+            for row in typed_rows(table, table.c.keys(), self._connection.execute(query).all())
         ]
 
     def reported_gaps(self, subject: Subject, span: Span) -> list[ReportedGap]:
@@ -170,9 +172,10 @@ class LedgerReader:
             .where(table.c.resume_ns >= span.from_ns, table.c.last_sent_ns < span.to_ns)
             .order_by(table.c.last_sent_ns, table.c.sequence)
         )
-        if subject.vm_id is not None:
-            query = query.where(table.c.vm_id == subject.vm_id)
-        gaps = [ReportedGap(*row) for row in self._connection.execute(query)]
+        query = query.where(*_named(subject._replace(customer_id=None), table))
+        rows = self._connection.execute(query).all()
+        typed_rows(table, ReportedGap._fields[:-1], [row[:-1] for row in rows])
+        gaps = [ReportedGap(*row) for row in rows]
         return [gap for gap in gaps if subject.customer_id in (None, gap.customer_id)]
 
 
@@ -181,13 +184,23 @@ def _sessions(subject: Subject) -> Select[Any]:
 
 
 def _session(row: Row[Any]) -> Session:
+    typed(t.sessions, row._fields, row)
     values: dict[str, Any] = {**row._mapping, "explicit": bool(row.explicit)}
     return Session(**values)
 
 
 def _named(subject: Subject, table: FromClause) -> list[ColumnElement[bool]]:
     named = {name: value for name, value in subject._asdict().items() if value is not None}
-    return [table.c[name] == value for name, value in named.items()]
+    return [table.c[name] == value if _is_utf8(value) else false() for name, value in named.items()]
+
+
+def _is_utf8(text: str) -> bool:
+    """What came from a command line may be no text at all; no row has that."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _of(subject: Subject, table: FromClause) -> list[ColumnElement[bool]]:

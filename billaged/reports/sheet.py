@@ -71,7 +71,12 @@ def as_blocks(sheet: Sheet) -> str:
 
 
 def as_csv(names: Sequence[str], records: Sequence[Record]) -> str:
-    """One header line, then a line for each record; yes and no are 1 and 0."""
+    """One header line, then a line for each record; yes and no are 1 and 0.
+
+    Ids stand as they are, for programs read this: none is marked as text for a spreadsheet. One may
+    begin with @ or -, which a spreadsheet takes for a formula; but with the letters, digits and
+    ``._:/@-`` that ids have, no formula can call anything: it shows a number or an error in its place.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()

@@ -8,16 +8,19 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from itertools import groupby
 from math import lcm
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, NoReturn
 
 from billaged.ledger.reader import LedgerReader
 from billaged.ledger.views import Gap, Grouping, Part, Session, Span, Subject
 from billaged.model.quantity import ScoreWeights, Usage, resource_score
 from billaged.model.records import COUNTER_FIELDS
-from billaged.model.time import format_instant
+from billaged.model.time import format_duration, format_instant
 from billaged.reports.errors import BadSpan, NotInLedger
 
 By = Literal["total", "vm", "session", "bucket"]
+
+# 69 days of minutes, 11 years of hours: more lines are no report, and take a gigabyte.
+_LINES_MAX: Final = 100_000
 
 
 class UsageLine(NamedTuple):
@@ -139,12 +142,24 @@ def _by_bucket(
     """
     cell_ns = lcm(reader.rules.bucket_ns, *reader.bucket_lengths(subject, span))
     sources = [_cells(parts, cell_ns) for parts in reader.usage_parts(subject, span, "bucket")]
-    sources.append(iter(sorted(_gap_cells(gaps, span, cell_ns), key=_key)))
-    lines = []
+    sources.append(_gap_cells(gaps, span, cell_ns))
+    lines: list[UsageLine] = []
     for (start_ns,), group in groupby(heapq.merge(*sources, key=_key), key=_key):
         cell = Span(max(int(start_ns), span.from_ns), min(int(start_ns) + cell_ns, span.to_ns))
+        if len(lines) == _LINES_MAX:
+            _refuse_lines(Span(lines[0].span.from_ns, cell.from_ns), span, cell_ns, subject)
         lines.append(_line(cell, group, weights))
     return lines
+
+
+def _refuse_lines(fits: Span, span: Span, cell_ns: int, subject: Subject) -> NoReturn:
+    other = "vm" if subject.vm_id is None else "session"
+    raise BadSpan(
+        f"--by bucket makes more than {_LINES_MAX:,} lines of {format_duration(cell_ns)} each"
+        f" from {format_instant(fits.from_ns)} to {format_instant(span.to_ns)}.",
+        f"Take a shorter span, as --from {format_instant(fits.from_ns)} --to {format_instant(fits.to_ns)},"
+        f" or --by {other}.",
+    )
 
 
 def _cells(parts: Iterator[Part], cell_ns: int) -> Iterator[_Item]:
@@ -154,13 +169,25 @@ def _cells(parts: Iterator[Part], cell_ns: int) -> Iterator[_Item]:
 
 
 def _gap_cells(gaps: Iterable[Gap], span: Span, cell_ns: int) -> Iterator[_Item]:
-    for gap in gaps:
-        at_ns, to_ns = max(gap.start_ns, span.from_ns), min(gap.end_ns, span.to_ns)
-        while at_ns < to_ns:
-            start_ns = at_ns - at_ns % cell_ns
-            cell = Span(at_ns, min(start_ns + cell_ns, to_ns))
-            yield _Item((start_ns,), gap.vm_id, gap_part(gap, cell), True)
-            at_ns = cell.to_ns
+    """The parts of all gaps, by cell: one at a time, for a gap may be decades long and a cell a minute.
+
+    The gaps come by their start.
+    """
+    # The gaps that reach into the cell at hand or beyond, by their next part.
+    open_gaps: list[tuple[int, int, Gap]] = []
+    waiting = enumerate(gaps)
+    number, gap = next(waiting, (0, None))
+    while open_gaps or gap is not None:
+        if gap is not None and (not open_gaps or gap.start_ns <= open_gaps[0][0]):
+            heapq.heappush(open_gaps, (max(gap.start_ns, span.from_ns), number, gap))
+            number, gap = next(waiting, (0, None))
+            continue
+        at_ns, nth, first = heapq.heappop(open_gaps)
+        start_ns = at_ns - at_ns % cell_ns
+        cell = Span(at_ns, min(start_ns + cell_ns, first.end_ns, span.to_ns))
+        yield _Item((start_ns,), first.vm_id, gap_part(first, cell), True)
+        if cell.to_ns < min(first.end_ns, span.to_ns):
+            heapq.heappush(open_gaps, (cell.to_ns, nth, first))
 
 
 def _line(span: Span, items: Iterable[_Item], weights: ScoreWeights) -> UsageLine:

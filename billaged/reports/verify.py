@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from billaged.intake.journal import JournalRow, entry_of
+from billaged.intake.journal import JournalRow, entry_of, has_types
 from billaged.intake.journal_file import JournalFile
 from billaged.intake.sqlite import FILE_NAME
 from billaged.ledger import database
@@ -99,7 +99,7 @@ def _missing(first: int, last: int) -> str:
 
 def _check_payload(row: JournalRow, found: Verification) -> None:
     found.rows += 1
-    if not _typed(row.received_ns, row.payload):
+    if not has_types(row):
         found.bad_row(f"journal row {row.sequence} is damaged: a column is not of its type")
         return
     try:
@@ -111,8 +111,3 @@ def _check_payload(row: JournalRow, found: Verification) -> None:
     if found.first_received_ns is None:
         found.first_received_ns = row.received_ns
     found.last_received_ns = row.received_ns
-
-
-def _typed(received_ns: object, payload: object) -> bool:
-    """SQLite keeps whatever it is given; what was changed by hand may be anything."""
-    return isinstance(received_ns, int) and isinstance(payload, bytes)

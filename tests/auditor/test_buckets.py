@@ -95,7 +95,12 @@ def test_a_bucket_closes_ten_minutes_of_ticks_after_it_was_seen_ended() -> None:
 
 def test_a_clock_that_steps_back_notes_no_edge_twice() -> None:
     clock = BucketClock()
-    for time_ns in (50, 20, 50):
+    for time_ns in (50, 45, 51):
+        clock.tick(Tick(time_ns, 10, True), 10)
+    # At 45 the edge at 50 was not ended after all; it waits anew.
+    assert clock.waited_ns == {40: 10, 50: 0}
+    clock = BucketClock()
+    for time_ns in (50, 55, 51):
         clock.tick(Tick(time_ns, 1, True), 10)
     assert clock.waited_ns == {50: 2}
 
@@ -103,6 +108,44 @@ def test_a_clock_that_steps_back_notes_no_edge_twice() -> None:
 def test_a_clock_that_steps_ahead_closes_nothing_before_ten_minutes_of_ticks() -> None:
     journal = Journal().samples(sample(0)).tick(86_400, 60).tick(86_460, 599).samples(sample(10, cpu=3))
     assert corrections(journal) == []
+
+
+def test_one_tick_from_the_future_closes_no_bucket_for_ever() -> None:
+    journal = Journal(MINUTELY).samples(sample(0)).tick(10, 60).tick(8_640_000, 60).tick(70, 60).tick(130, 60)
+    for minute in range(3, 20):
+        journal.tick(10 + 60 * minute, 60)
+    journal.samples(sample(1_120, cpu=3))
+    # Ten minutes of ticks have closed what ended in the first ten minutes, and nothing later.
+    assert {row[1] for row in corrections(journal)} <= set(range(0, 600, 60))
+    assert max(row[0] for row in facts(journal)) == 1_080
+
+
+def test_a_clock_that_stays_ahead_goes_on_as_fast_as_ticks_pass() -> None:
+    clock = BucketClock()
+    clock.tick(Tick(100, 1, True), 10)
+    for _ in range(30):
+        clock.tick(Tick(9_000, 1, True), 10)
+    assert clock.now_ns == 130
+
+
+def test_samples_tell_how_much_time_has_passed_without_ticks() -> None:
+    """After a week without the daemon the first tick is not believed; a sample of that week is."""
+    clock = BucketClock()
+    clock.tick(Tick(100, 1, True), 10)
+    clock.tick(Tick(9_000, 1, True), 10)
+    assert clock.now_ns == 101
+    clock.sampled(8_995)
+    clock.sampled(4_000)
+    clock.tick(Tick(9_001, 0, True), 10)
+    assert (clock.now_ns, clock.waited_ns) == (8_995, {100: 1, 8_990: 0})
+
+
+def test_a_sample_that_is_ahead_moves_nothing_past_the_tick() -> None:
+    clock = BucketClock()
+    clock.tick(Tick(100, 1, True), 10)
+    clock.sampled(9_000)
+    clock.tick(Tick(125, 1, True), 10)
+    assert clock.now_ns == 125
 
 
 def closed_hour() -> Journal:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from auditor.events import Event
+from auditor.events import Event, Sample
 from auditor.journal import Journal, Life, expected, life, sample
 
 A, B = "acme", "globex"
@@ -211,3 +211,62 @@ def test_a_stop_goes_by_the_newest_session(
 
 def test_the_same_stop_twice_is_counted() -> None:
     assert Journal().start(10).stop(20).stop(20).tallies() == {"starts": 1, "stops": 2, "duplicate_stops": 1}
+
+
+# The same sample again
+
+
+@pytest.mark.parametrize(
+    ("again", "duplicates", "samples"),
+    [
+        pytest.param(sample(120, cpu=31, memory=7), 1, [1, 1], id="the same"),
+        pytest.param(sample(120, cpu=0, memory=7), None, [1, 2], id="another: the new life's own"),
+    ],
+)
+def test_a_sample_sent_again_counts_once_though_a_session_began_at_its_instant(
+    again: Sample, duplicates: int | None, samples: list[int]
+) -> None:
+    first = sample(120, cpu=31, memory=7)
+    journal = Journal().start(0).samples(first).stop(120).start(120).samples(again).samples(sample(180, cpu=32))
+    assert journal.tallies().get("duplicates") == duplicates
+    assert [row["samples"] for row in journal.sessions()] == samples
+    assert journal.anomalies() == []
+
+
+def test_a_sample_sent_again_is_known_through_sessions_without_samples() -> None:
+    """Sessions of no length at one instant; in each, running and ended, the old sample comes again."""
+    old = sample(120, cpu=31)
+    journal = Journal().start(0).samples(old).stop(120).start(120).samples(old).stop(120).samples(old)
+    journal.start(120, customer=B).samples(old, customer=B)
+    assert journal.tallies()["duplicates"] == 3
+    assert [row["samples"] for row in journal.sessions()] == [1, 0, 0]
+
+
+def test_a_sample_from_before_a_start_is_late_as_ever() -> None:
+    journal = Journal().start(0).samples(sample(120, cpu=31)).stop(120).start(121).samples(sample(120, cpu=31))
+    assert [row[2] for row in journal.anomalies()] == ["late"]
+
+
+# What does not fit
+
+
+def test_a_record_that_brings_a_total_beyond_64_bits_is_a_dead_letter_and_bills_nothing() -> None:
+    most = 2**63 - 1
+    journal = Journal().start(-1_700_000_000).samples(sample(0, disk=most)).samples(sample(1, disk=0))
+    before = journal.sessions()
+    journal.samples(sample(2, disk=0), sample(3, disk=1))
+    assert journal.sessions() == before
+    assert journal.bill().dump()["dead_letters"] == [(5, "metrics", "overflow")]
+    journal.samples(sample(4, disk=0))
+    assert journal.session()["samples"] == 3
+    # A new session begins at 0 and has room again.
+    journal.start(5).samples(sample(6, disk=1))
+    assert journal.session()["disk_read_bytes"] == 1
+
+
+def test_a_start_that_brings_a_total_beyond_64_bits_is_a_dead_letter() -> None:
+    journal = Journal().samples(sample(0, disk=2**63 - 1)).samples(sample(1, disk=0), sample(2, disk=1))
+    before = journal.sessions()
+    assert journal.start(-1_700_000_000).sessions() == before
+    assert journal.bill().dump()["dead_letters"] == [(4, "started", "overflow")]
+    assert journal.tallies()["starts"] == 1
