@@ -21,7 +21,7 @@ VENV_PYTHON := $(VENV)/bin/python
 # The stamp is named after this folder, since an editable install points at it.
 STAMP := $(VENV)/.setup-$(shell pwd | cksum | cut -d ' ' -f 1)
 
-.PHONY: help setup run test lint ci proto bench build constraints clean distclean
+.PHONY: help setup run test lint ci proto bench fuzz build constraints clean distclean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ proto: setup ## Generate billaged/wire from protos/
 
 bench: setup ## Measure throughput, the fold, memory and restart, each beside its baseline
 	$(VENV_PYTHON) -m bench
+
+# SEED repeats a run; without it each has a new one, which it prints.
+fuzz: setup ## Send a million mutated messages to a real daemon and judge its bill; COUNT=n SEED=n to choose
+	$(VENV_PYTHON) scripts/fuzz.py --count $(or $(COUNT),1000000) $(if $(SEED),--seed $(SEED))
 
 build: setup ## Make the wheel and the self-contained executable, build/billaged
 	$(VENV_PYTHON) scripts/build_executable.py --into $(BUILD)

@@ -45,7 +45,7 @@ from billaged.summaries.feed import WatchedSummaries
 from billaged.summaries.log import SummaryLog
 from billaged.telemetry.systemd import ServiceManager
 from billaged.web.app import State, http_app
-from billaged.web.server import HttpServer
+from billaged.web.server import REQUESTS_MAX, HttpServer
 
 _log = logging.getLogger("billaged.daemon")
 
@@ -128,14 +128,18 @@ class Daemon:
                 "the limit of open files leaves room for %d gRPC and %d HTTP connections only; raise it (LimitNOFILE)",
                 *room,
             )
-        watchers = Watchers(self._feed, settings.grpc.watchers_max)
+        self._watchers = watchers = Watchers(
+            self._feed, settings.grpc.watchers_max, settings.grpc.watchers_max_per_identity
+        )
         self._grpc = GrpcDoor(
             self._intake,
             watchers,
             settings.grpc.model_copy(update={"max_connections": room.grpc}),
-            security.gate("grpc", self._intake),
+            security.gate("grpc", self._intake, settings.grpc.max_rpcs_per_identity, tls=True),
         )
-        admit = HttpAdmission(security.gate("http", self._intake), security.http_caller())
+        admit = HttpAdmission(
+            security.gate("http", self._intake, REQUESTS_MAX // 2, tls=security.https), security.http_caller()
+        )
         self._connect = ConnectDoor(self._intake, watchers, settings.grpc, admit)
         self._http = HttpServer(
             http_app(self._connect, self._state, self._stats, admit),
@@ -179,7 +183,7 @@ class Daemon:
             asyncio.create_task(chore)
             for chore in (
                 tick(self._intake, self._clock, self._settings.aggregation.aggregation_interval_ns),
-                self._security.watch(self._set_serving),
+                self._security.watch(self._set_serving, self._watchers.renew),
                 *self._chores_of_the_directory(),
             )
         ]

@@ -25,6 +25,7 @@ from billaged.identity.keeper import Keeper, Source
 from billaged.identity.peer import PeerVerifier
 from billaged.identity.policy import Policy
 from billaged.identity.policy_file import PolicyError, load, minimal_policy
+from billaged.identity.probe import Probe
 from billaged.identity.server_credentials import server_credentials
 from billaged.identity.token import read_token
 from billaged.model.errors import IdentityUnavailable, SettingError, StartError
@@ -54,7 +55,7 @@ class Security:
         check_plaintext(settings)
         self._settings = settings
         self._clock = clock
-        self.keeper = Keeper()
+        self.keeper = Keeper(probe=Probe())
         self._source = _source(tls, self.keeper)
         self._token = _token(settings.http)
         self._policy = load(tls.policy_file) if tls.policy_file is not None else _policy_without_file(tls)
@@ -68,6 +69,8 @@ class Security:
         self._connections: dict[str, _PortConnections] = {}
         self._pruned_ns = clock.monotonic_nanos()
         self._reloading: asyncio.Task[None] | None = None
+        self._reload_again = False  # whether the file may have changed since it was read
+        self._policy_problem: str | None = None  # why the file as it is now is not in use
 
     # --- life --------------------------------------------------------------------
 
@@ -82,6 +85,10 @@ class Security:
             _log.warning("%s=disabled: usage arrives in plaintext from anyone who can connect", _MODE)
         if tls.mode == "file":
             _warn_of_files(tls)
+        else:
+            for name, file in zip(_FILES, (tls.cert_file, tls.key_file, tls.ca_file), strict=True):
+                if file is not None:
+                    _log.warning("%s is set, but only %s=file uses it; this is %s", name, _MODE, tls.mode)
         self._warn_of_policy()
         if self._source is not None:
             self._source.start()
@@ -111,7 +118,7 @@ class Security:
     def _neighbour(self) -> str | None:
         """A likely identity of who sends usage here."""
         name = self.keeper.status().name or ""
-        return "/".join([*name.split("/")[:3], "metald"]) if name.startswith("spiffe://") else None
+        return "/".join([*name.split("/")[:3], "metald", "host-1"]) if name.startswith("spiffe://") else None
 
     async def _wait_for(self, came: asyncio.Event, tell: Callable[[str, float], None]) -> None:
         wait_ns = self._settings.tls.spiffe_wait_ns
@@ -123,7 +130,8 @@ class Security:
                 raise IdentityUnavailable(
                     f"no identity within {format_duration(wait_ns)}: {problem}",
                     "Is the SPIFFE agent running, and is there a registration entry for billaged?"
-                    " UNKEY_BILLAGED_SPIFFE_SOCKET says where its socket is.",
+                    f" UNKEY_BILLAGED_SPIFFE_SOCKET says where its socket is. Without SPIFFE, {_MODE}=file takes"
+                    " certificates from files ('billaged certs dev' makes some to try it with).",
                 )
             _log.info("waiting for an identity", extra={"problem": problem, "seconds_left": round(left)})
             tell(f"waiting for an identity: {problem}", left)
@@ -134,12 +142,16 @@ class Security:
             except TimeoutError:
                 continue
 
-    async def watch(self, usable_changed: Callable[[], Any]) -> None:
-        """The chore: warn of the end of certificates, forget closed connections, for ever."""
+    async def watch(self, usable_changed: Callable[[], Any], look: Callable[[], None]) -> None:
+        """The chore: warn of the end of certificates, forget closed connections, for ever.
+
+        ``look`` is called every second: what was allowed may not be any more.
+        """
         usable = True
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             self.keeper.warn_of_expiry()
+            look()
             if (self.unusable() is None) != usable:
                 usable = not usable
                 await usable_changed()
@@ -163,17 +175,31 @@ class Security:
             # A large one takes a while to read: not for the loop.
             self._reloading = asyncio.create_task(self._reload_policy(policy_file))
         else:
-            _log.warning("the policy is being read already: send SIGHUP again once that is done")
+            # It may have changed since that began.
+            self._reload_again = True
 
     async def _reload_policy(self, policy_file: Path) -> None:
+        self._reload_again = True
+        while self._reload_again:
+            self._reload_again = False
+            await self._read_policy(policy_file)
+
+    async def _read_policy(self, policy_file: Path) -> None:
         try:
             policy = await asyncio.to_thread(load, policy_file)
         except PolicyError as error:
+            self._policy_problem = str(error)
             _log.error("the policy stays as it was: %s", error)
             return
-        self._policy = policy
+        self._policy, self._policy_problem = policy, None
         self._warn_of_policy()
         _log.info("policy in use", extra={"file": str(policy_file), "rules": len(policy.rules)})
+
+    def _policy_name(self) -> str:
+        tls = self._settings.tls
+        if tls.policy_file is not None:
+            return str(tls.policy_file)
+        return "none: everything is allowed" if tls.mode == "disabled" else "none: everything is denied"
 
     def _warn_of_policy(self) -> None:
         for warning in self._policy.warnings:
@@ -191,12 +217,13 @@ class Security:
         """Whether HTTP uses TLS: beyond loopback, unless there is none at all."""
         return self._settings.tls.mode != "disabled" and not is_loopback(self._settings.http.address)
 
-    def gate(self, door: str, owners: Owners) -> Gate:
-        """The gate of one door; once it listens, ``listens`` says where."""
-        connections = self._connections[door] = _PortConnections(
-            self._settings.grpc.max_connections_per_identity, self._clock
-        )
-        return Gate(lambda: self._policy, self._limiter, connections.counted, self.audit, owners, self.unusable)
+    def gate(self, door: str, owners: Owners, running_max: int, *, tls: bool) -> Gate:
+        """The gate of one door; once it listens, ``listens`` says where. ``tls``: it has a certificate."""
+        per_key_max = self._settings.grpc.max_connections_per_identity
+        connections = self._connections[door] = _PortConnections(per_key_max, self._clock)
+        unusable = self.unusable if tls else lambda: None
+        counted = connections.counted
+        return Gate(lambda: self._policy, self._limiter, counted, self.audit, owners, unusable, running_max)
 
     def listens(self, door: str, port: int) -> None:
         """The door's port, whose connections count."""
@@ -233,7 +260,9 @@ class Security:
             "identity_changes": kept.changes,
             "identity_refusals": kept.refusals,
             "identity_problem": kept.problem,
+            "policy": self._policy_name(),
             "policy_rules": len(self._policy.rules),
+            "policy_problem": self._policy_problem,
             "denied": {outcome: self.audit.denied[outcome] for outcome in ("unauthenticated", "forbidden")},
             "throttled": self._limiter.throttled,
             "connections_refused": sum(connections.counted.refused for connections in self._connections.values()),

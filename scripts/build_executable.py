@@ -133,7 +133,8 @@ def build_executable(site: Path, scratch: Path, target: Path) -> None:
     preamble = scratch / "check_platform.py"
     preamble.write_text(PREAMBLE.format(built_for=built_for))
     options = ["--reproducible", "--compressed", "--preamble", str(preamble), "--site-packages", str(site)]
-    shebang = f"/usr/bin/env {python_name()}"
+    # Without the machine's own packages: a library would find one of them, of another age, and try to use it.
+    shebang = f"/usr/bin/env -S {python_name()} -S"
     command = [sys.executable, "-m", "shiv", *options, "-c", "billaged", "-p", shebang, "-o", str(target)]
     subprocess.run(command, check=True)
 

@@ -34,6 +34,8 @@ FORCED = {
     "UNKEY_BILLAGED_ADDRESS": "127.0.0.1",
     "UNKEY_BILLAGED_HTTP_ADDRESS": "127.0.0.1",
 }
+# Left over in a shell from trying something else, they would lock its own agent out.
+DROPPED = ("UNKEY_BILLAGED_POLICY_FILE", "UNKEY_BILLAGED_HTTP_TOKEN", "UNKEY_BILLAGED_HTTP_TOKEN_FILE")
 DEFAULTS = {
     "UNKEY_BILLAGED_PORT": "8081",
     "UNKEY_BILLAGED_HTTP_PORT": "8082",
@@ -176,6 +178,8 @@ async def run(environment: dict[str, str]) -> int:
 
 def main() -> int:
     environment = {**DEFAULTS, **os.environ, **FORCED, "PYTHONUNBUFFERED": "1"}
+    for name in [name for name in environment if name in DROPPED or name.startswith("BILLAGED_")]:
+        del environment[name]
     for name in ("UNKEY_BILLAGED_PORT", "UNKEY_BILLAGED_HTTP_PORT"):
         if not environment[name].isdecimal() or environment[name] == "0":
             say(f"{name}={environment[name]}: make run needs a port's number, so that agent and daemon find each other")

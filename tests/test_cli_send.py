@@ -337,3 +337,32 @@ def test_completion_knows_the_commands() -> None:
     result = run("-m", "billaged", environment=environment)
     # `python -m billaged` is run under the command's own name, as the console script is.
     assert result.stdout == "plain,version\n"
+
+
+# --- never plaintext by mistake --------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1:8081", "billing.example.org:8081", "[2001:db8::1]:8081", "dns:///x:1"])
+def test_plaintext_stays_on_this_machine_unless_it_is_meant(address: str) -> None:
+    arguments = ["send", "stopped", "--vm-id", "v", "--address", address, "--timeout", "200ms"]
+    refused = CliRunner().invoke(billaged, arguments)
+    assert refused.exit_code == 2
+    assert "--allow-plaintext" in refused.stderr and "--spiffe-socket" in refused.stderr
+
+
+def test_plaintext_that_is_meant_is_tried() -> None:
+    arguments = ["send", "stopped", "--vm-id", "v", "--address", "192.0.2.1:8081", "--timeout", "200ms"]
+    assert CliRunner().invoke(billaged, [*arguments, "--allow-plaintext"]).exit_code == 1
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1", "[::1]", "localhost", "127.8.9.1"])
+def test_on_this_machine_plaintext_needs_no_consent(place: str) -> None:
+    arguments = ["send", "stopped", "--vm-id", "v", "--address", f"{place}:1", "--timeout", "200ms"]
+    assert CliRunner().invoke(billaged, arguments).exit_code == 1
+
+
+def test_a_slip_in_a_variables_name_is_no_plaintext(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BILLAGED_TLS_CAFILE", "/etc/ca.pem")
+    result = CliRunner().invoke(billaged, ["send", "stopped", "--vm-id", "v"])
+    assert result.exit_code == 2
+    assert "BILLAGED_TLS_CAFILE: unknown variable; did you mean BILLAGED_TLS_CA?" in " ".join(result.stderr.split())

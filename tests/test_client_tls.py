@@ -340,7 +340,11 @@ def test_a_certificate_that_has_expired_since_is_named_as_the_reason(files: TlsF
 @pytest.mark.parametrize(
     ("code", "hint"),
     [
-        ("PERMISSION_DENIED", "That server's policy would have to allow this to agent.test."),
+        (
+            "PERMISSION_DENIED",
+            "That server's policy would have to allow this to agent.test, for these ids (or to @anonymous, "
+            "if it asks nobody for a certificate).",
+        ),
         ("UNAUTHENTICATED", "It does not accept the certificate of agent.test."),
         ("INVALID_ARGUMENT", ""),
         ("UNAVAILABLE", ""),

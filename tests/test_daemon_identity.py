@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import ssl
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -504,6 +505,77 @@ def test_a_bearer_token_over_loopback(tmp_path: Path) -> None:
         until(lambda: stats(Authorization=f"Bearer {secret}").status_code == 401, "the new token")
         assert daemon.stop() == 0
         assert secret not in str(daemon.log) + daemon.other_output
+
+
+# --- places that are held --------------------------------------------------------------
+
+
+class Unsaid:
+    """Calls that have begun and whose message does not come."""
+
+    def __init__(self, channel: grpc.Channel, count: int, method: str = "SendHeartbeat") -> None:
+        self._end = threading.Event()
+        rpc: Any = channel.stream_unary(f"/billing.v1.BillingService/{method}", None, None)
+        self.calls = [rpc.future(self._nothing(), timeout=60) for _ in range(count)]
+
+    def _nothing(self) -> Iterator[bytes]:
+        self._end.wait(60)
+        yield from ()
+
+    def codes(self) -> list[grpc.StatusCode | None]:
+        """Of those that were answered all the same; None of the others."""
+        return [begun.code() if begun.done() else None for begun in self.calls]
+
+    def close(self) -> None:
+        for waiting in self.calls:
+            waiting.cancel()
+        self._end.set()
+
+
+def test_who_may_not_come_in_is_told_before_the_message_is_waited_for(
+    daemon: DaemonProcess, tls: Tls, pairs: Mapping[str, Pair]
+) -> None:
+    with tls.channel(daemon, pairs["unlisted"]) as channel:
+        unsaid = Unsaid(channel, 200)
+        try:
+            until(lambda: None not in unsaid.codes(), "each is answered")
+            assert set(unsaid.codes()) == {CODES.PERMISSION_DENIED}
+        finally:
+            unsaid.close()
+
+
+def test_one_identity_holds_only_so_many_places(tmp_path: Path) -> None:
+    tls = Tls(tmp_path)
+    with DaemonProcess(tmp_path / "var", {**tls.settings, "MAX_RPCS_PER_IDENTITY": "8"}) as daemon:
+        metald, operator = (tls.authority.sign(who, **IDENTITIES[who]) for who in ("metald", "operator"))
+        with tls.channel(daemon, metald) as greedy, tls.channel(daemon, operator) as other:
+            unsaid = Unsaid(greedy, 20)
+            try:
+                until(lambda: unsaid.codes().count(CODES.RESOURCE_EXHAUSTED) == 12, "those beyond the limit")
+                assert code_of(greedy, "SendHeartbeat", HEARTBEAT) is CODES.RESOURCE_EXHAUSTED
+                assert code_of(other, "SendHeartbeat", HEARTBEAT) is CODES.OK
+            finally:
+                unsaid.close()
+            until(lambda: code_of(greedy, "SendHeartbeat", HEARTBEAT) is CODES.OK, "the places are free again")
+        assert daemon.stop() == 0
+
+
+def test_a_watcher_that_is_shown_nothing_goes_too_once_it_may_not_watch(tmp_path: Path) -> None:
+    tls = Tls(tmp_path)
+    with DaemonProcess(tmp_path / "var", {**tls.settings, "WATCHERS_MAX_PER_IDENTITY": "2"}) as daemon:
+        with tls.channel(daemon, tls.authority.sign("reader", **IDENTITIES["reader"])) as channel:
+            rpc: Any = channel.unary_stream(WATCH, None, stream_pb.UsageSummary.FromString)
+            watches = [rpc(b"", timeout=DEADLINE_SECONDS) for _ in range(2)]
+            for watch in watches:
+                watch.initial_metadata()
+            with pytest.raises(grpc.RpcError) as caught:
+                list(rpc(b"", timeout=DEADLINE_SECONDS))
+            status: Any = caught.value
+            assert status.code() is CODES.RESOURCE_EXHAUSTED
+            tls.policy.write_text(POLICY.replace("reader.example.org", "nobody.example.org"))
+            daemon.send_signal(signal.SIGHUP)
+            assert [watch.code() for watch in watches] == [CODES.PERMISSION_DENIED] * 2
+        assert daemon.stop() == 0
 
 
 # --- beyond loopback, and how low TLS may go -------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import grpc
 import grpc.experimental.session_cache
 import httpx
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from daemon_calls import call, until
 from daemon_process import ROOT, DaemonProcess, environment, fails_to_start
 from fake_workload_api import FakeWorkloadApi, Update
@@ -243,8 +246,6 @@ def test_an_agent_that_goes_away_and_comes_back(fleet: Fleet, tmp_path: Path) ->
 BAD = {
     "garbage": lambda fleet: fleet.update().with_garbage(),
     "no SVIDs": lambda fleet: fleet.update().without_svids(),
-    "an empty bundle": lambda fleet: fleet.update().with_first(bundle=b""),
-    "an empty federated bundle": lambda fleet: fleet.update().with_empty_federated_bundle(),
     "another's key": lambda fleet: fleet.update().with_anothers_key(),
     "expired": lambda fleet: fleet.update(ttl_seconds=-5),
     "signed by nobody we trust": lambda fleet: fleet.update().with_first(bundle=TrustDomain("example.org").bundle_der),
@@ -267,6 +268,44 @@ def test_a_bad_update_changes_nothing_and_the_next_good_one_is_used(fleet: Fleet
         assert fleet.code(daemon, fleet.domain.mint("/metald")) is CODES.OK
         assert daemon.stop() == 0
         assert daemon.other_output == ""
+
+
+def unreadable_for_tls(domain: TrustDomain) -> bytes:
+    """A CA that says it is of X.509's first version and has extensions: one library reads it, gRPC's does not."""
+    [root] = [root.certificate.public_bytes(Encoding.DER) for root in domain.authority.roots]
+    version_3, version_1 = bytes.fromhex("a003020102"), bytes.fromhex("a003020100")
+    assert root.count(version_3) == 1
+    return root.replace(version_3, version_1)
+
+
+@pytest.mark.parametrize("how", ["empty", "garbage", "unreadable for TLS", "our own is empty"])
+def test_a_partners_broken_bundle_does_not_stop_our_renewal(fleet: Fleet, tmp_path: Path, how: str) -> None:
+    """Who federates with us chooses what is in its bundle; our own certificate is renewed all the same."""
+    bundle = {
+        "empty": b"",
+        "garbage": b"this is no certificate",
+        "unreadable for TLS": unreadable_for_tls(fleet.partner),
+    }
+    started = datetime.now(UTC)
+    fleet.api.set(fleet.update(ttl_seconds=8))
+    with DaemonProcess(tmp_path / "var", fleet.settings) as daemon:
+        for count in (2, 3):
+            good = fleet.update(ttl_seconds=60)
+            if how in bundle:
+                bad = replace(good, federated={"spiffe://broken.example": bundle[how]})
+            else:
+                bad = good.with_first(bundle=b"")
+            fleet.api.push(bad)
+            until(lambda count=count: changes(daemon) >= count, "our certificate is renewed")  # type: ignore[misc]
+        status = daemon.stats()["security"]
+        assert status["identity_problem"] is not None, "and it is said"
+        assert status["certificate_expires_in_seconds"] > 30
+        # A new connection is shown the new certificate: the first has ended by then.
+        until(lambda: datetime.now(UTC) > started + timedelta(seconds=9), "the end of the first one")
+        assert fleet.code(daemon, fleet.domain.mint("/metald")) is CODES.OK
+        fleet.api.push(fleet.update())
+        until(lambda: daemon.stats()["security"]["identity_problem"] is None, "a good update")
+        assert fleet.code(daemon, fleet.partner.mint("/metald")) is CODES.OK
 
 
 def test_the_end_of_an_svid_that_nobody_renews(fleet: Fleet, tmp_path: Path) -> None:
@@ -359,3 +398,27 @@ def test_a_stop_while_waiting_is_a_stop(fleet: Fleet, tmp_path: Path) -> None:
     assert errors == ""
     assert time.monotonic() - began < 5
     assert (tmp_path / "var").exists()
+
+
+def test_a_sighup_while_starting_ends_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.api.go_away()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "billaged", "serve"],
+        env=environment(tmp_path / "var", fleet.settings),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        # Its first line comes before it listens to signals.
+        process.stdout.readline()
+        for _ in range(20):
+            process.send_signal(signal.SIGHUP)
+        fleet.api.come_back()
+        assert any('"serving"' in line for line in process.stdout)
+    finally:
+        process.terminate()
+        process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode == 0

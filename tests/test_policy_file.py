@@ -264,13 +264,13 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     missing = tmp_path / "missing.toml"
     assert error(missing) == f"{missing}: cannot be read: No such file or directory."
     assert error(missing / "x").endswith("No such file or directory.")
-    assert error(tmp_path) == f"{tmp_path}: is no regular file."
+    assert error(tmp_path) == f"{tmp_path}: cannot be read: Is a directory."
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    assert error(pipe) == f"{pipe}: is no regular file."
+    assert error(pipe) == f"{pipe}: cannot be read: it is no regular file."
     large = tmp_path / "large"
     large.write_bytes(b"#" * (FILE_BYTES_MAX + 1))
-    assert error(large) == f"{large}: has more than 1048576 bytes."
+    assert error(large) == f"{large}: cannot be read: it has more than 1048576 bytes."
     binary = tmp_path / "bin\nary"
     binary.write_bytes(b"# \n\n# \xff\n")
     assert error(binary) == f"{tmp_path}/bin\\nary: line 3: is not UTF-8."

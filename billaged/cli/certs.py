@@ -128,7 +128,7 @@ def advice(directory: Path, clients: Sequence[str]) -> Iterator[str]:
         "TLS_KEY_FILE": directory / "server.key",
         "TLS_CA_FILE": directory / "ca.pem",
         "POLICY_FILE": policy,
-        "DATA_DIR": "./var",
+        "DATA_DIR": "./var-tls",
     }
     yield from ("", "The daemon:", "")
     for name, value in settings.items():

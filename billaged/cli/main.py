@@ -21,6 +21,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "vms": ("billaged.cli.vms:vms", "List the VMs that the ledger knows."),
     "usage": ("billaged.cli.usage:usage", "Report what a VM or a customer used."),
     "gaps": ("billaged.cli.gaps:gaps", "List what was not measured."),
+    "bill": ("billaged.cli.bill:bill", "Print the bill of a period, and what stands behind it."),
     "journal": ("billaged.cli.journal:journal", "Verify the ledger against the journal, or compute it anew."),
     "certs": ("billaged.cli.certs:certs", "Make certificates to try mTLS with."),
     "policy": ("billaged.cli.policy:policy", "Check the policy's file; say who may do what, and why."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import click
@@ -19,6 +20,8 @@ def serve() -> None:
         UNKEY_BILLAGED_TLS_MODE=disabled UNKEY_BILLAGED_ADDRESS=127.0.0.1 \\
         UNKEY_BILLAGED_DATA_DIR=./var billaged serve
     """
+    # Until there is something to read again: by default it would end the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # gRPC's core writes lines of its own beside the log, one for each failed handshake.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from billaged import daemon

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Callable
@@ -60,6 +62,8 @@ def _check_domain(ctx: click.Context, param: click.Parameter, value: str | None)
     return name
 
 
+# The daemon's: both may run under one environment.
+_OTHERS_PREFIX: Final = "BILLAGED_OTEL_"
 _SCHEME: Final = re.compile(r"^unix:(//)?")
 _DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")
 _PEM: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -101,6 +105,11 @@ _OPTIONS: Final = (
         help="The trust domain that the server is in. Default: this client's own.",
     ),
     _option(
+        "--allow-plaintext",
+        is_flag=True,
+        help="Consent to plaintext to another machine; without it, that takes TLS.",
+    ),
+    _option(
         "--timeout",
         type=Duration(),
         default="10s",
@@ -114,6 +123,7 @@ TARGET_NAMES: Final = (
     "tls_server_name",
     "spiffe_socket",
     "spiffe_trust_domain",
+    "allow_plaintext",
     "timeout",
 )
 
@@ -133,13 +143,15 @@ def target_from(
     tls_server_name: str | None,
     spiffe_socket: Path | None,
     spiffe_trust_domain: str | None,
+    allow_plaintext: bool,
     timeout: int,
 ) -> Target:
-    """Plaintext unless a ``--tls-*`` or ``--spiffe-*`` option is given.
+    """Plaintext unless a ``--tls-*`` or ``--spiffe-*`` option is given, and then on this machine only.
 
     Raises:
-        UsageError: they do not go together.
+        UsageError: they do not go together, or a variable is none of ours.
     """
+    _refuse_unknown_variables()
     # The core writes what went wrong past every log; what matters of it is in the failed call's details.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from billaged.client.channel import Target  # grpc takes its time to import
@@ -161,7 +173,36 @@ def target_from(
         raise click.UsageError("--tls-cert and --tls-key belong together: give both, or neither.")
     elif given or tls_server_name is not None:
         tls = TlsFiles(tls_ca, tls_cert, tls_key, tls_server_name)
+    if tls is None and not allow_plaintext and not _is_here(address):
+        raise click.UsageError(
+            f"{_said('--address')} is {address}: usage would go there in plaintext, to whoever answers. Give"
+            " --spiffe-socket, or --tls-ca with --tls-cert and --tls-key; where plaintext is meant, --allow-plaintext."
+        )
     return Target(address, tls, timeout / NANOS)
+
+
+def _refuse_unknown_variables() -> None:
+    """A slip in the name of one that asks for TLS must not end in plaintext. Raises UsageError."""
+    known = ["BILLAGED_" + name.upper() for name in TARGET_NAMES]
+    for name in sorted(os.environ):
+        if name.startswith("BILLAGED_") and not name.startswith(_OTHERS_PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"the names are {', '.join(known)}"
+            raise click.UsageError(f"{name}: unknown variable; {advice}")
+
+
+def _is_here(address: str) -> bool:
+    """Whether only this machine answers at an address as gRPC takes it."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = re.sub(r"^(ipv4:|ipv6:|dns:///?)", "", address)
+    if (not host.startswith("[") and host.count(":") == 1) or host.startswith("["):
+        host = host.rpartition(":")[0] if not host.endswith("]") else host
+    host = host.strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _said(flag: str) -> str:

@@ -30,7 +30,7 @@ class View:
     def hint(self, code: str, details: str) -> str:
         """What to look at, in whole sentences; empty where nothing is known."""
         if code == "PERMISSION_DENIED":
-            return f"That server's policy would have to allow this to {self._shown()}."
+            return f"That server's policy would have to allow this to {self._shown()}, for these ids{self._unless()}."
         if code == "UNAUTHENTICATED":
             return self._expired() or self._unproved() or f"It does not accept the certificate of {self._shown()}."
         if code != "UNAVAILABLE" or _NO_CONNECTION not in details:
@@ -82,6 +82,11 @@ class View:
         if self._material is not None and self._material.chain:
             return ""
         return f"{_CLOSED_ON_US} asks for a certificate: give --tls-cert and --tls-key, or --spiffe-socket."
+
+    def _unless(self) -> str:
+        if self._material is None or not self._material.chain:
+            return ""
+        return " (or to @anonymous, if it asks nobody for a certificate)"
 
     def _shown(self) -> str:
         if self._tls is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -134,21 +134,23 @@ class ConnectDoor:
             return
         if scope["path"] == self._stream_path:
             send = self._impatient(scope, send)
-        # Before its body is read: a stranger's may be large.
-        try:
-            _admitted.set(self._admit(scope["path"].rpartition("/")[2], scope))
-        except (Unauthenticated, Forbidden) as error:
-            await denied_response(error)(scope, receive, send)
-            return
-        except RequestError as error:
-            # The protocol has a form for it, with its details.
-            _admitted.set(error)
-        # The protocol's own types are ASGI's, spelt as TypedDicts.
-        application: Any = self._application
-        try:
-            await application(scope, receive, send)
-        except StalledWatcher as error:
-            _log.warning("a watcher over HTTP was %s", error)
+        with ExitStack() as in_flight:
+            # Before its body is read: a stranger's may be large.
+            try:
+                admission = self._admit(scope["path"].rpartition("/")[2], scope)
+                _admitted.set(in_flight.enter_context(admission))
+            except (Unauthenticated, Forbidden) as error:
+                await denied_response(error)(scope, receive, send)
+                return
+            except RequestError as error:
+                # The protocol has a form for it, with its details.
+                _admitted.set(error)
+            # The protocol's own types are ASGI's, spelt as TypedDicts.
+            application: Any = self._application
+            try:
+                await application(scope, receive, send)
+            except StalledWatcher as error:
+                _log.warning("a watcher over HTTP was %s", error)
 
     def stop(self) -> None:
         """End the watchers; what else is running goes on."""

@@ -7,7 +7,8 @@ and its streams, which may stay for ever, must not take the places of RPCs that 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
@@ -17,13 +18,15 @@ from grpc_reflection.v1alpha import reflection
 
 from billaged.doors.gate import Admission
 from billaged.doors.status import refusal
-from billaged.model.errors import Overloaded
+from billaged.model.errors import InvalidField, Overloaded, RequestError
 
 # The stubs are behind their library: they do not know abort_with_status.
 Context = Any
 Admit = Callable[[str, Context], Admission]
 
 STREAMS_MAX: Final = 256
+_MESSAGE_SECONDS: Final = 30.0
+_EOF: Final = vars(grpc.aio)["EOF"]  # which the stubs do not know
 _HEALTH: Final = f"/{health.SERVICE_NAME}/"
 _REFLECTION: Final = f"/{reflection.SERVICE_NAME}/"
 
@@ -33,43 +36,71 @@ class Extras(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def __init__(self, admit: Admit) -> None:
         self._admit = admit
-        self._open = 0  # streams of both services
+        self._open = 0  # calls of both services
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
-        if handler is None or not handler.response_streaming:
+        if handler is None:
             return handler
+        coders = (handler.request_deserializer, handler.response_serializer)
         if details.method.startswith(_REFLECTION):
-            guarded = self._guarded(handler.stream_stream, "reflection")
-            return grpc.stream_stream_rpc_method_handler(
-                guarded, handler.request_deserializer, handler.response_serializer
-            )
+            return grpc.stream_stream_rpc_method_handler(self._reflection(handler.stream_stream), *coders)
         if details.method.startswith(_HEALTH):
-            guarded = self._guarded(handler.unary_stream, None)
-            return grpc.unary_stream_rpc_method_handler(
-                guarded, handler.request_deserializer, handler.response_serializer
-            )
+            if handler.response_streaming:
+                return grpc.stream_stream_rpc_method_handler(self._health(handler.unary_stream), *coders)
+            return grpc.stream_unary_rpc_method_handler(self._health(handler.unary_unary), *coders)
         return handler
 
-    def _guarded(self, inner: Any, method: str | None) -> Callable[[Any, Context], AsyncIterator[Any]]:
-        async def stream(request: Any, context: Context) -> Any:
+    def _reflection(self, inner: Any) -> Any:
+        async def reflect(requests: Any, context: Context) -> Any:
             try:
-                if method is not None:
-                    self._admit(method, context)
-                if self._open >= STREAMS_MAX:
-                    raise Overloaded(f"{STREAMS_MAX} streams of health and reflection are open already", 10.0)
+                self._admit("reflection", context)
+                self._begin()
             except Exception as error:  # noqa: BLE001 - each is told to the caller
                 await context.abort_with_status(refusal(error).grpc_status())
-            self._open += 1
             try:
-                answers = inner(request, context)
-                # The health service writes by itself, reflection gives its answers to be written.
-                if hasattr(answers, "__aiter__"):
-                    async for answer in answers:
-                        yield answer
-                else:
-                    await answers
+                async for answer in inner(requests, context):
+                    yield answer
             finally:
                 self._open -= 1
 
-        return stream
+        return reflect
+
+    def _health(self, inner: Any) -> Any:
+        async def ask(requests: Any, context: Context) -> Any:
+            try:
+                self._begin()
+            except Overloaded as error:
+                await context.abort_with_status(refusal(error).grpc_status())
+            try:
+                try:
+                    request = await one_message(context)
+                except RequestError as error:
+                    await context.abort_with_status(refusal(error).grpc_status())
+                return await inner(request, context)
+            finally:
+                self._open -= 1
+
+        return ask
+
+    def _begin(self) -> None:
+        if self._open >= STREAMS_MAX:
+            raise Overloaded(f"{STREAMS_MAX} requests for health and reflection are open already", 10.0)
+        self._open += 1
+
+
+async def one_message(context: Context) -> Any:
+    """The message of a call that has one.
+
+    Raises:
+        Overloaded: it does not come: whoever begins calls and says nothing would keep their places for ever.
+        InvalidField: there is none.
+    """
+    try:
+        async with asyncio.timeout(_MESSAGE_SECONDS):
+            message = await context.read()
+    except TimeoutError:
+        raise Overloaded(f"the request has not come within {_MESSAGE_SECONDS:g} s") from None
+    if message is _EOF:
+        raise InvalidField("", "the request has no message")
+    return message

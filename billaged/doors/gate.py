@@ -11,14 +11,14 @@ import asyncio
 import ipaddress
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 from urllib.parse import unquote
 
 from billaged.doors.connections import Connections
 from billaged.doors.rate import Limiter
 from billaged.identity.names import UNPROVED
 from billaged.identity.policy import Grant, Policy, needs_of
-from billaged.model.errors import Forbidden, NotServing, Unauthenticated
+from billaged.model.errors import Forbidden, NotServing, Overloaded, Unauthenticated
 from billaged.model.records import Heartbeat, MetricsBatch, PossibleGap, Record, VmStarted, VmStopped
 
 
@@ -40,6 +40,7 @@ class Denials(Protocol):
 
 # Matching this many ids takes about a millisecond; more are not for the loop, which all other callers share.
 _LONG_LIST: Final = 500
+_SAMPLES_PER_LISTED_VM: Final = 10
 
 
 class Gate:
@@ -53,14 +54,20 @@ class Gate:
         audit: Denials,
         owners: Owners,
         unusable: Callable[[], str | None] = lambda: None,
+        running_max: int = 0,
     ) -> None:
-        """``policy`` gives the one in force. ``unusable`` says why nothing is served now, None where it is."""
+        """``policy`` gives the one in force. ``unusable`` says why nothing is served now, None where it is.
+
+        ``running_max`` is how many requests one caller may have in flight here; 0 for no limit.
+        """
         self._policy = policy
         self._limiter = limiter
         self._connections = connections
         self._audit = audit
         self.owners = owners
         self._unusable = unusable
+        self._running_max = running_max
+        self._running: dict[str, int] = {}  # requests in flight, by what limits count by
 
     def admit(self, method: str, who: Callable[[], str], remote: str) -> Admission:
         """Let a request in that needs the role of ``method``.
@@ -85,6 +92,21 @@ class Gate:
         self._connections.used(key, remote)
         self._limiter.request(key)
         return Admission(self, method, who, remote, key, identity, self._grants(method, identity, remote))
+
+    def begin(self, key: str) -> None:
+        """One more in flight. Raises Overloaded where the caller has as many as it may."""
+        running = self._running.get(key, 0)
+        if self._running_max and running >= self._running_max:
+            raise Overloaded(f"{running} requests of this caller are in flight already")
+        self._running[key] = running + 1
+
+    def end(self, key: str) -> None:
+        """One less."""
+        left = self._running[key] - 1
+        if left:
+            self._running[key] = left
+        else:
+            del self._running[key]
 
     def take_samples(self, key: str, count: int) -> None:
         """Raises Overloaded where the caller sends samples faster than it may."""
@@ -144,6 +166,14 @@ class Admission:
         self.identity = identity
         self.grants = grants
 
+    def __enter__(self) -> Self:
+        """For as long as the request is in flight. Raises Overloaded where too many are."""
+        self._gate.begin(self.key)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._gate.end(self.key)
+
     async def check(self, record: Record) -> None:
         """Whether one grant covers all that the request names, and its samples are not too many.
 
@@ -158,6 +188,9 @@ class Admission:
             await self._check_limits(record)
         if type(record) is MetricsBatch:
             self._gate.take_samples(self.key, record.sample_count)
+        elif type(record) is Heartbeat:
+            # A listed VM takes about as much room in the journal as some samples, and is sent far less often.
+            self._gate.take_samples(self.key, _SAMPLES_PER_LISTED_VM * len(record.active_vms))
 
     def sees(self, customer_id: str, vm_id: str) -> bool:
         """Whether what is shown of this VM is within the grants."""

@@ -1,7 +1,9 @@
 """The gRPC door: the service under both its names, the summaries' stream, health and reflection.
 
-Handlers take and give raw bytes. So a malformed message is told as INVALID_ARGUMENT by
-us and not as INTERNAL by gRPC, and the journal holds a payload exactly as it came.
+Handlers are called when a call's headers come, and read its one message themselves: who may
+not come in is refused before anything is waited for. They take and give raw bytes. So a
+malformed message is told as INVALID_ARGUMENT by us and not as INTERNAL by gRPC, and the
+journal holds a payload exactly as it came.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from billaged.doors.extras import Extras
+from billaged.doors.extras import Extras, one_message
 from billaged.doors.gate import Admission, Gate
 from billaged.doors.listening import GRPC_ADDRESS, GRPC_PORT, cannot_listen, join, open_socket
 from billaged.doors.methods import BILLING_SERVICES, METHODS, SERVICES, STREAM_SERVICE, WATCH_METHOD, Method
@@ -32,7 +34,7 @@ from billaged.settings import Grpc
 # The stubs are behind their libraries: they know neither abort_with_status nor the health service's aio.
 Context = Any
 _health: Any = health
-UnaryHandler = Callable[[bytes, Context], Awaitable[bytes]]
+UnaryHandler = Callable[[Any, Context], Awaitable[bytes]]
 
 _log: Final = logging.getLogger("billaged.doors")
 
@@ -143,9 +145,9 @@ class GrpcDoor:
 
     def _handlers(self) -> list[Any]:
         unary: dict[str, Any] = {
-            method.name: grpc.unary_unary_rpc_method_handler(self._unary(method)) for method in METHODS
+            method.name: grpc.stream_unary_rpc_method_handler(self._unary(method)) for method in METHODS
         }
-        watch: dict[str, Any] = {WATCH_METHOD: grpc.unary_stream_rpc_method_handler(self._watch)}
+        watch: dict[str, Any] = {WATCH_METHOD: grpc.stream_stream_rpc_method_handler(self._watch)}
         return [
             *(grpc.method_handlers_generic_handler(service, unary) for service in BILLING_SERVICES),
             grpc.method_handlers_generic_handler(STREAM_SERVICE, watch),
@@ -158,9 +160,13 @@ class GrpcDoor:
     def _unary(self, method: Method) -> UnaryHandler:
         receive, admit, name = self._receiver.receive, self._admit, method.name
 
-        async def handle(payload: bytes, context: Context) -> bytes:
+        async def handle(requests: Any, context: Context) -> bytes:
+            payload = b""
             try:
-                return await receive(method, payload, admit(name, context))
+                # As soon as the headers are there: who may not come in must not hold a place while we wait.
+                with admit(name, context) as admission:
+                    payload = await one_message(context)
+                    return await receive(method, payload, admission)
             except Exception as error:  # noqa: BLE001 - each is told to the caller, and a bug is logged
                 told = refusal(error)
             # gRPC keeps an aborted call until a garbage collection, with its frames: without the message, then.
@@ -170,17 +176,15 @@ class GrpcDoor:
 
         return handle
 
-    async def _watch(self, payload: bytes, context: Context) -> None:
+    async def _watch(self, requests: Any, context: Context) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("gRPC calls its handlers in tasks")
         self._watching.add(task)
-        sending = self._send_summaries(payload, context)
         # As in _unary; the error is told once it has gone, for its frames have the message too.
-        del payload
         told: Refusal | None = None
         try:
-            await sending
+            await self._send_summaries(context)
         except StalledWatcher as error:
             _log.warning("a watcher was %s", error)
             # The status waits in gRPC behind the message that is not read. The handler need not:
@@ -201,10 +205,12 @@ class GrpcDoor:
         if told is not None:
             await context.abort_with_status(told.grpc_status())
 
-    async def _send_summaries(self, payload: bytes, context: Context) -> None:
-        admission = self._admit(WATCH_METHOD, context)
-        request = watch_request(payload, admission)
-        del payload
+    async def _send_summaries(self, context: Context) -> None:
+        with self._admit(WATCH_METHOD, context) as admission:
+            await self._send_to(admission, context)
+
+    async def _send_to(self, admission: Admission, context: Context) -> None:
+        request = watch_request(await one_message(context), admission)
         async with contextlib.aclosing(self._watchers.watch(request, admission)) as summaries:
             # Answered at once: the first summary may be an interval away.
             await context.send_initial_metadata(())

@@ -61,7 +61,7 @@ class HttpCaller:
             raise Unauthenticated("the Authorization header is no bearer token: Authorization: Bearer TOKEN")
         # An empty one would be equal to no credentials at all.
         if not token or not hmac.compare_digest(credentials.strip(), token.encode()):
-            raise Unauthenticated("the bearer token is not the right one", TOKEN)
+            raise Unauthenticated("the bearer token is not the right one")
         return TOKEN
 
 

@@ -75,10 +75,9 @@ def refusal(error: Exception) -> Refusal:
 
 
 def shorten(text: str) -> str:
-    """The text, cut to what fits a status."""
-    if len(text) <= MAX_MESSAGE_CHARACTERS:
-        return text
-    return text[: MAX_MESSAGE_CHARACTERS - 1] + "…"
+    """The text, cut to what fits a status; half a character that JSON can carry becomes a question mark."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return whole if len(whole) <= MAX_MESSAGE_CHARACTERS else whole[: MAX_MESSAGE_CHARACTERS - 1] + "…"
 
 
 def _details(error: Exception) -> tuple[Message, ...]:

@@ -8,11 +8,13 @@ from typing import Final, NamedTuple
 
 from billaged.identity.keeper import Keeper
 from billaged.identity.material import BadMaterial, Material, certificates, private_key_pem
+from billaged.identity.reading import read_file
 from billaged.identity.trust import ANY_DOMAIN, Trust
 
-_Seen = tuple[tuple[int, int, int, int], ...]
+_Seen = tuple[tuple[int, ...], ...]
 # Files that change while they are read are read again this often, at once; then at the usual pace.
 _READS: Final = 3
+_BYTES_MAX: Final = 4 * 2**20
 
 
 class PemFiles(NamedTuple):
@@ -107,20 +109,22 @@ class FileSource:
             except BadMaterial as error:
                 # Not marked as seen: one of them may be right and only wait for the others.
                 self._keeper.refuse(error)
+            except Exception as error:  # noqa: BLE001 - what a file holds must not end who watches it
+                self._keeper.refuse(f"{self._files.cert}: cannot be used: {error!r}.")
             else:
                 self._seen = seen
 
 
-def _seen(path: Path) -> tuple[int, int, int, int]:
+def _seen(path: Path) -> tuple[int, ...]:
     try:
         status = path.stat()
     except OSError:
-        return (0, 0, 0, 0)
-    return status.st_mtime_ns, status.st_ino, status.st_size, status.st_dev
+        return ()
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size, status.st_dev
 
 
 def _read(path: Path, label: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path, _BYTES_MAX).data
     except OSError as error:
         raise BadMaterial(f"{label}: {path} cannot be read: {error.strerror}.") from error

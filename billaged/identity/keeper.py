@@ -48,8 +48,14 @@ class KeeperStatus(NamedTuple):
 class Keeper:
     """Any thread may read and offer. Listeners are called on the thread that offers, without the lock."""
 
-    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        probe: Callable[[Material], None] = lambda material: None,
+    ) -> None:
+        """``probe`` tries material before it is used; raises BadMaterial."""
         self.now = now
+        self.probe = probe
         self.material: Material | None = None  # replaced as a whole
         self.ready = threading.Event()  # there is material
         self._lock = threading.Lock()  # guards what follows, and that only one offer at a time is decided
@@ -71,10 +77,14 @@ class Keeper:
             BadMaterial: it must not be used; nothing has changed.
         """
         material.check(self.now())
+        if self.material is None or not self.material.same_as(material):
+            self.probe(material)
         with self._lock:
-            self._problem = None
+            problem, self._problem = self._problem, None
             old = self.material
             if old is not None and old.same_as(material):
+                if problem is not None:
+                    _log.info("the identity in use is confirmed again", extra={"identity": material.name})
                 return False
             self.material = material
             self._changes += 1

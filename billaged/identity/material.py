@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -115,8 +116,8 @@ def private_key_pem(pem: bytes, what: str) -> bytes:
         load_pem_private_key(pem, password=None)
     except TypeError as error:
         raise BadMaterial(f"{what}: the key is encrypted.", "Give one without a passphrase, mode 0600.") from error
-    except ValueError as error:
-        raise BadMaterial(f"{what} holds no private key in PEM form.") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise BadMaterial(f"{what} holds no private key in PEM form that can be used.") from error
     return pem
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 import stat
 import tomllib
@@ -18,6 +17,7 @@ from typing import Any, Final
 from billaged.identity.patterns import Patterns
 from billaged.identity.policy import LIMITS, Grant, Policy, Role, Rule
 from billaged.identity.policy_check import doubts, identity_problem, limit_problem
+from billaged.identity.reading import read_file
 from billaged.model.errors import StartError
 from billaged.settings.kinds import printable, shown
 
@@ -42,16 +42,7 @@ def load(path: Path | str) -> Policy:
     """
     name = printable(str(path))
     try:
-        # Not blocking: a named pipe that nobody writes to would hold up whoever reloads.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
-                raise PolicyError(f"{name}: is no regular file.")
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                content = file.read(FILE_BYTES_MAX + 1)
-        finally:
-            os.close(descriptor)
+        content, mode = read_file(path, FILE_BYTES_MAX)
     except OSError as error:
         raise PolicyError(f"{name}: cannot be read: {error.strerror}.") from error
     policy = parse_bytes(content, name)

@@ -6,7 +6,9 @@ minutes; so a thread watches each stream and opens another, with a channel of it
 
 from __future__ import annotations
 
+import logging
 import threading
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +22,21 @@ from billaged.identity.peer import spiffe_identity
 from billaged.identity.trust import Trust
 from billaged.identity.verification import Unverified, verify
 
+_log: Final = logging.getLogger("billaged.identity")
+
+# What the library says of a stream that failed is the bare status.
+_SAID: Final = {
+    "StatusCode.PERMISSION_DENIED": "it has no entry for this process (PERMISSION_DENIED).",
+    "StatusCode.UNAVAILABLE": "it does not answer (UNAVAILABLE).",
+}
 _RETRY_SECONDS_MIN: Final = 0.2
 _RETRY_SECONDS_MAX: Final = 5.0
 # An agent that took the connection and says nothing for this long is asked anew.
 _FIRST_UPDATE_SECONDS: Final = 20.0
 # And so is one whose renewal is overdue.
 _OVERDUE_SECONDS: Final = 30.0
+_ALONE_SECONDS: Final = 5.0
+_OWN_AND_ANOTHER: Final = 2
 
 
 class SpiffeSource:
@@ -57,7 +68,10 @@ class SpiffeSource:
     def _supervise(self) -> None:
         wait_seconds = _RETRY_SECONDS_MIN
         while (stream := self._next()) is not None:
-            problem = self._follow(stream)
+            try:
+                problem = self._follow(stream)
+            except Exception as error:  # noqa: BLE001 - whatever it was, nobody else will ask the agent again
+                problem = f"{error!r}."
             if problem is not None:
                 self._keeper.refuse(f"SPIFFE agent at {self._socket}: {problem}")
             if stream.brought_good:
@@ -87,10 +101,29 @@ class SpiffeSource:
             while not stream.ended.wait(_OVERDUE_SECONDS):
                 if self._keeper.overdue():
                     return "the renewal of the identity is overdue."
+            if stream.problem is not None:
+                self._renew_alone(client)
             return stream.problem
         finally:
             handle.cancel()
             client.close()
+
+    def _renew_alone(self, client: WorkloadApiClient) -> None:
+        """Take the own certificate from an update that cannot be read whole, and go on with the bundles as they were.
+
+        The library refuses an update for one bad bundle of a federated domain; ours must not
+        end because somebody else's is broken.
+        """
+        kept = self._keeper.material
+        if kept is None or kept.trust is None:
+            return
+        try:
+            svid = client.fetch_x509_svid(timeout=_ALONE_SECONDS)
+            material = _verified(svid, kept.trust, self._keeper.now())
+            if self._keeper.offer(material):
+                _log.warning("an update of the SPIFFE agent cannot be read whole: the bundles stay as they were")
+        except (PySpiffeError, BadMaterial) as error:
+            _log.debug("the identity cannot be renewed alone: %s", error)
 
 
 class _Stream:
@@ -105,14 +138,36 @@ class _Stream:
 
     def take(self, context: Any) -> None:
         try:
-            self._keeper.offer(_material(context, self._keeper.now()))
+            self._offer(_material(context, self._keeper.now()))
             self.brought_good = True
         except BadMaterial as error:
             self._keeper.refuse(error)
         self.news.set()
 
+    def _offer(self, material: Material) -> None:
+        """All of it; else without the federated domains whose CAs are what is wrong with it."""
+        try:
+            self._keeper.offer(material)
+        except BadMaterial as error:
+            trust = material.trust
+            if trust is None or len(trust.bundles) < _OWN_AND_ANOTHER:
+                raise
+            _, own = spiffe_identity(material.chain[0])
+            good = {own: trust.roots_for(own)}
+            left_out = []
+            for domain, roots in trust.bundles.items():
+                try:
+                    self._keeper.probe(replace(material, trust=Trust({own: good[own], domain: roots})))
+                    good[domain] = roots
+                except BadMaterial:
+                    left_out.append(domain)
+            if not left_out or own in left_out:
+                raise
+            self._keeper.offer(replace(material, trust=Trust(good)))
+            self._keeper.refuse(f"{error} Left out: the bundles of {', '.join(sorted(left_out))}.")
+
     def fail(self, error: Exception) -> None:
-        self.end(f"{error}.")
+        self.end(next((words for code, words in _SAID.items() if code in str(error)), f"{error}."))
 
     def end(self, problem: str | None) -> None:
         """Wake who follows the stream."""
@@ -127,11 +182,13 @@ def _material(context: Any, now: datetime) -> Material:
     Raises:
         BadMaterial: it does not hold together.
     """
-    svid = context.default_svid
+    bundles = context.x509_bundle_set.bundles
+    trust = Trust({bundle.trust_domain.name: tuple(bundle.x509_authorities) for bundle in bundles})
+    return _verified(context.default_svid, trust, now)
+
+
+def _verified(svid: Any, trust: Trust, now: datetime) -> Material:
     chain = tuple(svid.cert_chain)
-    trust = Trust(
-        {bundle.trust_domain.name: tuple(bundle.x509_authorities) for bundle in context.x509_bundle_set.bundles}
-    )
     chain_pem, key_pem = as_pem(chain, svid.private_key)
     material = Material(chain, chain_pem, key_pem, trust, str(svid.spiffe_id))
     material.check(now)

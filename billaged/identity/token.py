@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from billaged.identity.reading import read_file
 from billaged.model.errors import SettingError
 
 _CHARACTERS_MIN: Final = 16
@@ -22,8 +23,7 @@ def read_token(token: str | None, file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        with file.open("rb") as stream:
-            text = stream.read(_BYTES_MAX + 1).decode("ascii").strip()
+        text = read_file(file, _BYTES_MAX).data.decode("ascii").strip()
     except OSError as error:
         raise SettingError(f"UNKEY_BILLAGED_HTTP_TOKEN_FILE: {file} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError:

@@ -15,7 +15,7 @@ from cryptography.x509 import verification as path
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 # Longer chains are no honest caller's, and each certificate costs a signature check.
-_DEPTH_MAX: Final = 8
+_DEPTH_MAX: Final = 4
 
 
 class Unverified(Exception):

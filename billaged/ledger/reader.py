@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, false, func, or_, select
 from sqlalchemy.exc import DBAPIError
@@ -32,6 +32,22 @@ _GROUPS: Final[dict[Grouping, tuple[str, ...]]] = {
     "session": ("vm_id", "ordinal"),
     "bucket": ("bucket_start_ns", "bucket_ns", "vm_id"),
 }
+
+
+class Anomaly(NamedTuple):
+    """Something odd, as recorded; ``detail`` is JSON. ``ordinal`` is 0 where the VM had no session then.
+
+    The customer is the session's; without a session that of the VM's first one, None where none came.
+    """
+
+    sequence: int
+    item: int
+    kind: str
+    vm_id: str
+    ordinal: int
+    at_ns: int
+    detail: str
+    customer_id: str | None
 
 
 @contextmanager
@@ -177,6 +193,32 @@ class LedgerReader:
         typed_rows(table, ReportedGap._fields[:-1], [row[:-1] for row in rows])
         gaps = [ReportedGap(*row) for row in rows]
         return [gap for gap in gaps if subject.customer_id in (None, gap.customer_id)]
+
+    # --- anomalies ---------------------------------------------------------------
+
+    def anomalies(self, subject: Subject, span: Span) -> Iterator[Anomaly]:
+        """Those about a time in the span, by that time. A customer's are those of its sessions."""
+        table, session = t.anomalies, t.sessions
+        names = Anomaly._fields[:-1]
+        its_session = and_(
+            session.c.vm_id == table.c.vm_id,
+            or_(session.c.ordinal == table.c.ordinal, and_(table.c.ordinal == 0, session.c.ordinal == 1)),
+        )
+        query = (
+            select(*(table.c[name] for name in names), session.c.customer_id)
+            .join_from(table, session, its_session, isouter=True)
+            .where(
+                *_named(subject._replace(customer_id=None), table),
+                *_named(subject._replace(vm_id=None), session),
+                table.c.at_ns >= span.from_ns,
+                table.c.at_ns < span.to_ns,
+            )
+            .order_by(table.c.at_ns, table.c.sequence, table.c.item, table.c.kind)
+        )
+        for row in self._connection.execute(query):
+            typed(table, names, row[:-1])
+            values: dict[str, Any] = {**row._mapping}
+            yield Anomaly(**values)
 
 
 def _sessions(subject: Subject) -> Select[Any]:

@@ -35,13 +35,17 @@ class Grpc(Section):
     max_concurrent_rpcs: Annotated[int, Variable("MAX_CONCURRENT_RPCS"), Whole(1, 1_000_000)] = 4096
     """RPCs in flight at once, watchers among them. More are refused with RESOURCE_EXHAUSTED."""
 
+    max_rpcs_per_identity: Annotated[int, Variable("MAX_RPCS_PER_IDENTITY"), Whole(0, 1_000_000)] = 1024
+    """RPCs in flight at once of one identity; without TLS, of one remote address. More are refused with
+    RESOURCE_EXHAUSTED; 0 for no limit. HTTP has a limit of its own, 128."""
+
     max_metadata_bytes: Annotated[int, Variable("MAX_METADATA_BYTES"), Size(4 * KIB, MIB)] = 16 * KIB
     """Largest metadata (headers) of a request."""
 
     max_connections: Annotated[int, Variable("MAX_CONNECTIONS"), Whole(1, 1_000_000)] = 4096
     """Connections open at once, those in their handshake included. More are closed as they come."""
 
-    max_connections_per_identity: Annotated[int, Variable("MAX_CONNECTIONS_PER_IDENTITY"), Whole(0, 1_000_000)] = 256
+    max_connections_per_identity: Annotated[int, Variable("MAX_CONNECTIONS_PER_IDENTITY"), Whole(0, 1_000_000)] = 128
     """Connections one identity may use at once; without TLS, one remote address. RPCs on more are refused with
     RESOURCE_EXHAUSTED; 0 for no limit."""
 
@@ -51,7 +55,9 @@ class Grpc(Section):
     connection_max_age_ns: Annotated[int, Variable("CONNECTION_MAX_AGE"), Duration("0s", "87600h")] = HOUR_NANOS
     """A connection older than this is asked to go and connect anew; running RPCs finish. 0 for no limit."""
 
-    connection_max_idle_ns: Annotated[int, Variable("CONNECTION_MAX_IDLE"), Duration("0s", "87600h")] = 0
+    connection_max_idle_ns: Annotated[int, Variable("CONNECTION_MAX_IDLE"), Duration("0s", "87600h")] = (
+        10 * MINUTE_NANOS
+    )
     """A connection without RPCs for this long is closed; 0 for no limit. A request that crosses with the closing can
     fail, so stay away from the rhythm of your senders."""
 
@@ -73,6 +79,9 @@ class Grpc(Section):
 
     watchers_max: Annotated[int, Variable("WATCHERS_MAX"), Whole(1, 10_000)] = 64
     """WatchSummaries streams open at once. More are refused with RESOURCE_EXHAUSTED."""
+
+    watchers_max_per_identity: Annotated[int, Variable("WATCHERS_MAX_PER_IDENTITY"), Whole(1, 10_000)] = 16
+    """WatchSummaries streams of one identity; without TLS, of one remote address."""
 
     watcher_queue_max: Annotated[int, Variable("WATCHER_QUEUE_MAX"), Whole(1, 10_000_000)] = 10_000
     """Summaries that wait for one watcher. One that falls further behind is cut off."""

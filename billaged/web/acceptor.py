@@ -124,12 +124,13 @@ class Acceptor:
             )
         except ConnectionResetError:
             _log.debug("a connection was closed in its TLS handshake", extra={"remote": host})
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            # A certificate's names may be such that the library cannot even show them.
             self._tell(host, error)
         finally:
             done()
 
-    def _tell(self, host: str, error: OSError) -> None:
+    def _tell(self, host: str, error: Exception) -> None:
         """For the operator, who wonders why a client does not get in; not once for each who knocks."""
         self._unsaid += 1
         now_seconds = self._loop.time()
@@ -139,7 +140,7 @@ class Acceptor:
             self._say_from_seconds, self._unsaid = now_seconds + _SAY_AGAIN_SECONDS, 0
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the client's certificate does not hold: {error.verify_message}"
     if isinstance(error, ssl.SSLError):

@@ -20,6 +20,12 @@ _POLICY_HEAD: Final = """\
 # Who may do what: the identities that `billaged certs dev` has made. For development only.
 # Nothing else is allowed. Check it with `billaged policy check`.
 """
+_POLICY_TAIL: Final = """\
+# HTTP on loopback is plaintext: everybody on this machine may look, at /stats for example.
+[[allow]]
+identity = "@plaintext"
+roles = ["read"]
+"""
 
 
 def write_pair(directory: Path, stem: str, minted: Minted, *, replace: bool) -> None:
@@ -34,7 +40,7 @@ def write_policy(directory: Path, clients: Iterable[str]) -> bool:
     path = directory / POLICY_FILE
     if os.path.lexists(path):
         return False
-    write(path, "\n".join([_POLICY_HEAD, *map(_rule_or_comment, clients)]).encode(), replace=False)
+    write(path, "\n".join([_POLICY_HEAD, *map(_rule_or_comment, clients), _POLICY_TAIL]).encode(), replace=False)
     return True
 
 
