@@ -111,7 +111,7 @@ def test_looks_that_take_long_come_more_seldom() -> None:
     kernel.open = {peer(1), peer(2)}
     assert uses(connections, "a", 1)
     assert not uses(connections, "a", 2)
-    kernel.now_ns += 5 * SECOND - 1
+    kernel.now_ns += 2 * SECOND - 1
     assert not uses(connections, "a", 2)
     assert len(kernel.asked) == 1
     kernel.now_ns += 1

@@ -128,8 +128,12 @@ def memory_bytes(daemon: DaemonProcess, field: str) -> int:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """One daemon for all of them, with its limits as they are: what one of them left behind would add up."""
-    with DaemonProcess(tmp_path_factory.mktemp("daemon") / "var") as daemon:
+    """One daemon for all of them: what one of them left behind would add up.
+
+    Its limits are as they are, but for the samples of one caller: here all callers are one address.
+    """
+    settings = {"SAMPLES_PER_SECOND": "0"}
+    with DaemonProcess(tmp_path_factory.mktemp("daemon") / "var", settings) as daemon:
         assert daemon.call("SendHeartbeat", pb.SendHeartbeatRequest(instance_id="host-1"))
         assert daemon.post("SendHeartbeat", {"instanceId": "host-1"}).status_code == 200
         yield Watched(daemon, memory_bytes(daemon, "VmRSS"))

@@ -31,7 +31,7 @@ _PEERS_MAX: Final = 65_536
 # Time between two looks, so that callers who connect anew for each call are not refused for connections that
 # they have closed. A look at very many sockets takes long, on the event loop: it may have this part of its time.
 _LOOK_NANOS: Final = NANOS // 20
-_LOOK_SHARE: Final = 50
+_LOOK_SHARE: Final = 20
 _RETRY_SECONDS: Final = 1.0
 
 # The tables of the namespace that this process is in; /proc/net can be hidden from a service.

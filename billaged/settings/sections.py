@@ -45,7 +45,7 @@ class Grpc(Section):
     max_connections: Annotated[int, Variable("MAX_CONNECTIONS"), Whole(1, 1_000_000)] = 4096
     """Connections open at once, those in their handshake included. More are closed as they come."""
 
-    max_connections_per_identity: Annotated[int, Variable("MAX_CONNECTIONS_PER_IDENTITY"), Whole(0, 1_000_000)] = 128
+    max_connections_per_identity: Annotated[int, Variable("MAX_CONNECTIONS_PER_IDENTITY"), Whole(0, 1_000_000)] = 256
     """Connections one identity may use at once; without TLS, one remote address. RPCs on more are refused with
     RESOURCE_EXHAUSTED; 0 for no limit."""
 
