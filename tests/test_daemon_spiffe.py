@@ -377,9 +377,9 @@ def test_a_start_gives_up_in_the_end(fleet: Fleet, tmp_path: Path, how: str) -> 
         assert "PERMISSION_DENIED" in ended.stderr
 
 
-def test_a_stop_while_waiting_is_a_stop(fleet: Fleet, tmp_path: Path) -> None:
-    fleet.api.go_away()
-    process = subprocess.Popen(
+def begin(fleet: Fleet, tmp_path: Path) -> subprocess.Popen[str]:
+    """A daemon that is not waited for."""
+    return subprocess.Popen(
         [sys.executable, "-m", "billaged", "serve"],
         env=environment(tmp_path / "var", fleet.settings),
         cwd=ROOT,
@@ -387,6 +387,11 @@ def test_a_stop_while_waiting_is_a_stop(fleet: Fleet, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def test_a_stop_while_waiting_is_a_stop(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.api.go_away()
+    process = begin(fleet, tmp_path)
     assert process.stdout is not None
     for line in process.stdout:
         if "waiting for an identity" in line:
@@ -402,14 +407,7 @@ def test_a_stop_while_waiting_is_a_stop(fleet: Fleet, tmp_path: Path) -> None:
 
 def test_a_sighup_while_starting_ends_nothing(fleet: Fleet, tmp_path: Path) -> None:
     fleet.api.go_away()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "billaged", "serve"],
-        env=environment(tmp_path / "var", fleet.settings),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begin(fleet, tmp_path)
     try:
         assert process.stdout is not None
         # Its first line comes before it listens to signals.

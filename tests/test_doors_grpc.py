@@ -419,3 +419,33 @@ async def test_doors_that_share_a_feed_share_its_places() -> None:
 
 def test_the_table_has_each_kind_once() -> None:
     assert {method.kind for method in METHODS} == {kind for kind in Kind if kind < Kind.TICK}
+
+
+# --- messages that do not come ---------------------------------------------------------
+
+
+async def test_a_call_whose_message_does_not_come_is_cut_and_the_others_go_on() -> None:
+    intake = RecordingIntake()
+    door = GrpcDoor(intake, FilledFeed(), settings(), open_gate(), message_seconds=0.2)
+    running = Running(door, intake, FilledFeed(), await door.start())
+    try:
+        begun: Any = running.channel.stream_unary(f"/{BILLING}/SendHeartbeat", None, None)(timeout=TIMEOUT)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await begun
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.details() == "the request has not come within 0.2 s"
+        assert await running.call("SendHeartbeat", b"\x0a\x06host-1")
+        assert door._arrivals._waiting == {}
+    finally:
+        await running.channel.close(None)
+        await door.stop(0)
+
+
+async def test_a_call_that_ends_without_a_message_is_the_callers_fault(start: Any) -> None:
+    running = await start()
+    begun: Any = running.channel.stream_unary(f"/{BILLING}/SendHeartbeat", None, None)(timeout=TIMEOUT)
+    await begun.done_writing()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await begun
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no message" in str(caught.value.details())

@@ -7,7 +7,6 @@ and its streams, which may stay for ever, must not take the places of RPCs that 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,17 +15,16 @@ import grpc.aio
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
+from billaged.doors.arrivals import Arrivals
 from billaged.doors.gate import Admission
 from billaged.doors.status import refusal
-from billaged.model.errors import InvalidField, Overloaded, RequestError
+from billaged.model.errors import Overloaded, RequestError
 
 # The stubs are behind their library: they do not know abort_with_status.
 Context = Any
 Admit = Callable[[str, Context], Admission]
 
 STREAMS_MAX: Final = 256
-_MESSAGE_SECONDS: Final = 30.0
-_EOF: Final = vars(grpc.aio)["EOF"]  # which the stubs do not know
 _HEALTH: Final = f"/{health.SERVICE_NAME}/"
 _REFLECTION: Final = f"/{reflection.SERVICE_NAME}/"
 
@@ -34,8 +32,9 @@ _REFLECTION: Final = f"/{reflection.SERVICE_NAME}/"
 class Extras(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Stands before health and reflection; lets all else pass untouched."""
 
-    def __init__(self, admit: Admit) -> None:
+    def __init__(self, admit: Admit, arrivals: Arrivals) -> None:
         self._admit = admit
+        self._arrivals = arrivals
         self._open = 0  # calls of both services
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
@@ -74,7 +73,7 @@ class Extras(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 await context.abort_with_status(refusal(error).grpc_status())
             try:
                 try:
-                    request = await one_message(context)
+                    request = await self._arrivals.message(context)
                 except RequestError as error:
                     await context.abort_with_status(refusal(error).grpc_status())
                 return await inner(request, context)
@@ -87,20 +86,3 @@ class Extras(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if self._open >= STREAMS_MAX:
             raise Overloaded(f"{STREAMS_MAX} requests for health and reflection are open already", 10.0)
         self._open += 1
-
-
-async def one_message(context: Context) -> Any:
-    """The message of a call that has one.
-
-    Raises:
-        Overloaded: it does not come: whoever begins calls and says nothing would keep their places for ever.
-        InvalidField: there is none.
-    """
-    try:
-        async with asyncio.timeout(_MESSAGE_SECONDS):
-            message = await context.read()
-    except TimeoutError:
-        raise Overloaded(f"the request has not come within {_MESSAGE_SECONDS:g} s") from None
-    if message is _EOF:
-        raise InvalidField("", "the request has no message")
-    return message

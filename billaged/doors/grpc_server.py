@@ -19,7 +19,8 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from billaged.doors.extras import Extras, one_message
+from billaged.doors.arrivals import MESSAGE_SECONDS, Arrivals
+from billaged.doors.extras import Extras
 from billaged.doors.gate import Admission, Gate
 from billaged.doors.listening import GRPC_ADDRESS, GRPC_PORT, cannot_listen, join, open_socket
 from billaged.doors.methods import BILLING_SERVICES, METHODS, SERVICES, STREAM_SERVICE, WATCH_METHOD, Method
@@ -57,11 +58,13 @@ class GrpcDoor:
         gate: Gate,
         *,
         watcher_stalled_seconds: float = STALLED_SECONDS,
+        message_seconds: float = MESSAGE_SECONDS,
     ) -> None:
         """Doors that share ``Watchers`` as their feed share its places."""
         self._settings = settings
         self._gate = gate
         self._caller: Caller = plaintext_caller
+        self._arrivals = Arrivals(message_seconds)
         self._receiver = Receiver(intake, settings.max_message_bytes)
         self._watchers = Watchers.over(feed, settings.watchers_max)
         self._watcher_stalled_seconds = watcher_stalled_seconds
@@ -80,13 +83,14 @@ class GrpcDoor:
         server = grpc.aio.server(
             options=self._options(),
             maximum_concurrent_rpcs=self._settings.max_concurrent_rpcs,
-            interceptors=[Extras(self._admit)],
+            interceptors=[Extras(self._admit, self._arrivals)],
         )
         server.add_generic_rpc_handlers(self._handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self._set_health(_NOT_SERVING)
         port = self._bind(server, credentials)
+        self._arrivals.start()
         await server.start()
         self._server = server
         await self._set_health(_SERVING)
@@ -109,6 +113,7 @@ class GrpcDoor:
             task.cancel()
         if self._server is not None:
             await self._server.stop(grace_seconds)
+        self._arrivals.stop()
         self._receiver.close()
 
     def _options(self) -> list[tuple[str, int]]:
@@ -159,13 +164,14 @@ class GrpcDoor:
 
     def _unary(self, method: Method) -> UnaryHandler:
         receive, admit, name = self._receiver.receive, self._admit, method.name
+        message = self._arrivals.message
 
         async def handle(requests: Any, context: Context) -> bytes:
             payload = b""
             try:
                 # As soon as the headers are there: who may not come in must not hold a place while we wait.
                 with admit(name, context) as admission:
-                    payload = await one_message(context)
+                    payload = await message(context)
                     return await receive(method, payload, admission)
             except Exception as error:  # noqa: BLE001 - each is told to the caller, and a bug is logged
                 told = refusal(error)
@@ -210,7 +216,7 @@ class GrpcDoor:
             await self._send_to(admission, context)
 
     async def _send_to(self, admission: Admission, context: Context) -> None:
-        request = watch_request(await one_message(context), admission)
+        request = watch_request(await self._arrivals.message(context), admission)
         async with contextlib.aclosing(self._watchers.watch(request, admission)) as summaries:
             # Answered at once: the first summary may be an interval away.
             await context.send_initial_metadata(())
