@@ -16,8 +16,7 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2
 
 from billaged.doors.arrivals import MESSAGE_SECONDS, Arrivals
 from billaged.doors.extras import Extras
@@ -80,14 +79,9 @@ class GrpcDoor:
             StartError: the port cannot be had.
         """
         self._caller = caller
-        server = grpc.aio.server(
-            options=self._options(),
-            maximum_concurrent_rpcs=self._settings.max_concurrent_rpcs,
-            interceptors=[Extras(self._admit, self._arrivals)],
-        )
-        server.add_generic_rpc_handlers(self._handlers())
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=self._settings.max_concurrent_rpcs)
+        extras = Extras(self._health, SERVICES, self._admit, self._arrivals)
+        server.add_generic_rpc_handlers((*self._handlers(), extras))
         await self._set_health(_NOT_SERVING)
         port = self._bind(server, credentials)
         self._arrivals.start()
