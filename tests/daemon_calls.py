@@ -9,6 +9,8 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from billaged.wire.billing.v1 import billing_pb2 as pb
 
@@ -28,6 +30,16 @@ def call(channel: grpc.Channel, method: str, request: Message | bytes, service: 
     response = getattr(pb, f"{method}Response").FromString
     send = channel.unary_unary(f"/{service}/{method}", request_serializer=None, response_deserializer=response)
     return send(payload, timeout=DEADLINE_SECONDS)
+
+
+def retry_delay_seconds(error: grpc.RpcError) -> float | None:
+    """What the daemon asks to wait; None where it asks for nothing."""
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        info = error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            return info.retry_delay.ToNanoseconds() / SECOND
+    return None
 
 
 def until(found: Callable[[], Any], what: str, within_seconds: float = DEADLINE_SECONDS) -> Any:

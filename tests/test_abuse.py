@@ -17,10 +17,8 @@ from typing import Any, NamedTuple
 import grpc
 import httpx
 import pytest
-from daemon_calls import BILLING, DEADLINE_SECONDS, SECOND, batch, call, until
+from daemon_calls import BILLING, DEADLINE_SECONDS, SECOND, batch, call, retry_delay_seconds, until
 from daemon_process import DaemonProcess
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from tls_material import Authority, Pair
 
 from billaged.wire.billing.v1 import billing_pb2 as pb
@@ -29,16 +27,6 @@ HEARTBEAT = pb.SendHeartbeatRequest(instance_id="host-1")
 OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 # 127.0.0.1, but no text that is known for a loopback address: so HTTP uses TLS, and stays on this machine.
 LOOPBACK_WITH_TLS = "0x7f000001"
-
-
-def retry_delay_seconds(error: grpc.RpcError) -> float | None:
-    """What the daemon asks to wait; None where it asks for nothing."""
-    status = rpc_status.from_call(error)
-    for detail in status.details if status else ():
-        info = error_details_pb2.RetryInfo()
-        if detail.Unpack(info):
-            return info.retry_delay.ToNanoseconds() / SECOND
-    return None
 
 
 def refusal(channel: grpc.Channel, method: str = "SendHeartbeat", request: Any = HEARTBEAT) -> grpc.RpcError | None:

@@ -12,24 +12,12 @@ from typing import Any
 
 import grpc
 import pytest
-from daemon_calls import BILLING, SECOND, batch, call, until
+from daemon_calls import BILLING, SECOND, batch, call, retry_delay_seconds, until
 from daemon_process import ROOT, DaemonProcess
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_status import rpc_status
 from tls_material import Authority
 
 from billaged.wire.billing.v1 import billing_pb2 as pb
-
-
-def retry_delay_seconds(error: grpc.RpcError) -> float:
-    """What the daemon asks to wait; 0 where it asks for nothing."""
-    status = rpc_status.from_call(error)
-    for detail in status.details if status else ():
-        info = error_details_pb2.RetryInfo()
-        if detail.Unpack(info):
-            return info.retry_delay.ToNanoseconds() / SECOND
-    return 0
 
 
 def test_a_full_queue_refuses_with_a_delay_and_bills_what_it_took(tmp_path: Path) -> None:

@@ -80,15 +80,14 @@ class Gate:
         """
         if (reason := self._unusable()) is not None:
             raise NotServing(reason)
-        host = _host(remote)
         try:
             identity = who()
         except Unauthenticated as error:
             # Counted by where it comes from: the name it claims is somebody else's, perhaps.
-            self._limiter.request(host)
+            self._limiter.request(_host(remote))
             self._audit.deny("unauthenticated", error.identity, method, str(error), remote)
             raise
-        key = host if identity in UNPROVED else identity
+        key = _host(remote) if identity in UNPROVED else identity
         self._connections.used(key, remote)
         self._limiter.request(key)
         return Admission(self, method, who, remote, key, identity, self._grants(method, identity, remote))
