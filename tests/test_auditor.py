@@ -7,7 +7,7 @@ Seconds count from an hour in 2027; the rules are event 1, so a journal's first 
 from __future__ import annotations
 
 import pytest
-from auditor.events import Batch, Event, Heartbeat, PossibleGap, Sample
+from auditor.events import SECOND_NS, Batch, Event, Heartbeat, PossibleGap, Rules, Sample
 from auditor.journal import VM, Journal, at, expected, life, sample
 
 A, B = "acme", "globex"
@@ -32,6 +32,9 @@ def test_the_first_of_an_unsorted_batch_is_the_earliest() -> None:
 
 RUNNING = Journal().samples(sample(10, cpu=5), sample(20, cpu=8)).events
 WITHOUT_SAMPLES = Journal().start(10).events
+# A gap up to 80, then 13 steps of a second: the links of the first 8 stay open, and the newest.
+AFTER_A_GAP = [sample(80 + n, cpu=1_000 + n) for n in range(14)]
+LONG = Journal(Rules(gap_threshold_ns=15 * SECOND_NS)).samples(sample(10, cpu=0), *AFTER_A_GAP).events
 ENDED = Journal().samples(sample(10, cpu=5), sample(20, cpu=8)).stop(50).events
 
 
@@ -50,10 +53,10 @@ ENDED = Journal().samples(sample(10, cpu=5), sample(20, cpu=8)).stop(50).events
         pytest.param(
             RUNNING,
             sample(10, cpu=5),
-            "late",
-            [(3, 0, "late", 1, 10, '{"values":[0,5,0,0,0,0]}')],
+            "duplicates",
+            [],
             (1, 0, 10, 20),
-            id="before the newest, even where it was seen before",
+            id="the one before the newest again",
         ),
         pytest.param(RUNNING, sample(25, cpu=9), "samples", [], (1, 0, 10, 25), id="after the newest"),
         pytest.param(WITHOUT_SAMPLES, sample(10, cpu=1), "samples", [], (1, 1, 10, 10), id="at the start"),
@@ -61,10 +64,39 @@ ENDED = Journal().samples(sample(10, cpu=5), sample(20, cpu=8)).stop(50).events
         pytest.param(
             WITHOUT_SAMPLES,
             sample(9, cpu=1),
-            "late",
-            [(3, 0, "late", 1, 9, '{"values":[0,1,0,0,0,0]}')],
-            (1, 1, 10, 10),
+            "backfilled",
+            [(3, 0, "missed_stop", 2, 10, '{"end_ns":1800000009000000000}')],
+            (2, 0, 9, 9, 9, "missed_stop"),
             id="before the start",
+        ),
+        pytest.param(RUNNING, sample(15, cpu=6), "backfilled", [], (1, 0, 10, 20), id="into the newest step"),
+        pytest.param(RUNNING, sample(5, cpu=4), "backfilled", [], (1, 0, 5, 20), id="before the first"),
+        pytest.param(
+            LONG,
+            sample(15, cpu=1),
+            "backfilled",
+            [],
+            (1, 0, 10, 93),
+            id="into a gap",
+        ),
+        pytest.param(
+            LONG, sample(87.5, cpu=1_007), "backfilled", [], (1, 0, 10, 93), id="into the eighth step after a gap"
+        ),
+        pytest.param(
+            LONG,
+            sample(88.5, cpu=1_008),
+            "late",
+            [(3, 0, "late", 1, 88.5, '{"values":[0,1008,0,0,0,0]}')],
+            (1, 0, 10, 93),
+            id="into the ninth",
+        ),
+        pytest.param(
+            LONG,
+            sample(83.5, cpu=1_009),
+            "late",
+            [(3, 0, "late", 1, 83.5, '{"values":[0,1009,0,0,0,0]}')],
+            (1, 0, 10, 93),
+            id="where its mark would be passed in a closed step",
         ),
         pytest.param(
             ENDED, sample(20, cpu=8), "duplicates", [], (1, 0, 10, 20, 50), id="the newest again, after a stop"
@@ -81,24 +113,24 @@ ENDED = Journal().samples(sample(10, cpu=5), sample(20, cpu=8)).stop(50).events
             ENDED,
             sample(51, cpu=9),
             "samples",
-            [(4, 0, "contradicted_stop", 1, 51, '{"stop_ns":1800000050000000000}')],
+            [(4, 0, "contradicted_stop", 1, 50, '{"sample_ns":1800000051000000000}')],
             (1, 0, 10, 51),
             id="after the stop",
         ),
         pytest.param(
             ENDED,
-            sample(50),
-            "late",
-            [(4, 0, "late", 1, 50, '{"values":' + NOTHING + "}")],
-            (1, 0, 10, 20, 50),
+            sample(50, cpu=9),
+            "backfilled",
+            [],
+            (1, 0, 10, 50, 50),
             id="at the stop",
         ),
         pytest.param(
             ENDED,
-            sample(30),
-            "late",
-            [(4, 0, "late", 1, 30, '{"values":' + NOTHING + "}")],
-            (1, 0, 10, 20, 50),
+            sample(30, cpu=9),
+            "backfilled",
+            [],
+            (1, 0, 10, 30, 50),
             id="between the newest and the stop",
         ),
     ],
@@ -108,20 +140,20 @@ def test_a_sample_goes_by_the_newest_session(
     late: Sample,
     tally: str,
     anomalies: list[tuple[object, ...]],
-    after: tuple[int, int, float, float],
+    after: tuple[object, ...],
 ) -> None:
     journal = Journal()
     journal.events = list(before)
     counted = journal.tallies().get(tally, 0)
     journal.samples(late)
     assert journal.anomalies() == anomalies
-    assert life(journal.session()) == expected(*after)
+    assert life(journal.session()) == expected(*after)  # type: ignore[arg-type]
     assert journal.tallies()[tally] == counted + 1
 
 
 def test_the_item_is_the_place_in_the_sorted_batch() -> None:
-    journal = Journal().samples(sample(30)).samples(sample(40), sample(10), sample(20))
-    assert [(item, kind) for _, item, kind, *_ in journal.anomalies()] == [(0, "late"), (1, "late")]
+    journal = Journal().samples(sample(10), sample(20)).samples(sample(40), sample(20, cpu=1), sample(10, cpu=1))
+    assert [(item, kind) for _, item, kind, *_ in journal.anomalies()] == [(0, "conflict"), (1, "conflict")]
 
 
 def test_equal_times_keep_their_order_in_the_batch() -> None:
@@ -166,7 +198,7 @@ def test_a_batch_of_another_owner_opens_a_session_where_it_all_lies_after_the_en
 def test_an_instance_keeps_its_last_beat() -> None:
     journal = Journal()
     journal.add(Heartbeat("host-2", ())).add(Heartbeat("host-1", ("b",))).add(Heartbeat("host-1", ("c", "a", "c")))
-    assert journal.bill().dump()["instances"] == [("host-1", at(4), '["a","c"]'), ("host-2", at(2), "[]")]
+    assert journal.bill().dump()["instances"] == [("host-1", at(4), '["a","c"]', 0, 0), ("host-2", at(2), "[]", 0, 0)]
     assert journal.tallies() == {"heartbeats": 3}
 
 

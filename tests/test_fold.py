@@ -8,9 +8,11 @@ from array import array
 import numpy as np
 import pytest
 
+from billaged.aggregator import computing
 from billaged.aggregator.arithmetic import Int64, memory_time, proportion, segment_sums_memory
 from billaged.aggregator.changes import Checkpoint
 from billaged.aggregator.engine import Engine
+from billaged.aggregator.feeding import feed
 from billaged.ledger.database import open_for_writing
 from billaged.ledger.dump import dump
 from billaged.ledger.store import LedgerStore
@@ -43,21 +45,25 @@ def entries_of(*records: Record) -> list[JournalEntry]:
 
 def ledger_after(entries: list[JournalEntry], group: int | None = None) -> dict[str, list[tuple]]:
     """The canonical dump after folding in groups of this size (None: all at once), with a flush after each."""
-    engine = open_for_writing(None)
-    store = LedgerStore(engine, "journal")
+    database = open_for_writing(None)
+    store = LedgerStore(database, "journal")
     fold = Engine(store.checkpoint())
     size = group or max(1, len(entries))
     for start in range(0, len(entries), size):
-        fold.fold(entries[start : start + size])
+        feed(fold, store, entries[start : start + size])
         if (changes := fold.collect()) is not None:
             store.commit(changes)
-    result = dump(engine)
+    result = dump(database)
     store.close()
     return result
 
 
 def only_session(*records: Record) -> Usage:
     (row,) = ledger_after(entries_of(*records))["sessions"]
+    return usage_of(row)
+
+
+def usage_of(row: tuple) -> Usage:
     counters, mib, rest, measured, gap, samples, peak = row[8:13], *row[13:]
     return Usage(*counters, MemoryTime(mib, rest).byte_nanos, peak, measured, gap, samples)
 
@@ -190,14 +196,14 @@ def test_samples_are_counted_beyond_32_bits() -> None:
     assert fold.columns.samples[0] == 2**31 + 1
 
 
-def test_one_vm_that_overflows_does_not_hold_up_its_group() -> None:
+def test_one_vm_that_overflows_does_not_hold_up_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others of the group still go through the columns, all at once."""
     fold = Engine(Checkpoint())
     fleet = [batch(f"vm-{n}", (0, 1)) for n in range(500)]
     fold.fold(entries_of(LONG_AGO, batch("vm", (0, 1, *[MOST] * 5), (1, 1)), *fleet))
     folded_alone: list[str] = []
-    one_by_one = fold._fold_vm
-    fold._fold_vm = lambda vm_id, *rest: folded_alone.append(vm_id) or one_by_one(vm_id, *rest)  # type: ignore[assignment,func-returns-value]
+    load = computing.load_vm
+    monkeypatch.setattr(computing, "load_vm", lambda columns, vm_id: folded_alone.append(vm_id) or load(columns, vm_id))
     fold.fold(entries_of(*(batch(f"vm-{n}", (60, 1)) for n in range(500)), batch("vm", (60, 1, *[5] * 5))))
     assert folded_alone == ["vm"]
     assert fold.dead_letters_seen == 1
@@ -277,14 +283,18 @@ def test_the_bill_does_not_depend_on_how_entries_are_grouped(seed: int) -> None:
     assert ledger_after(entries, 7) == one_by_one
 
 
-def test_sums_over_summaries_are_the_session() -> None:
+@pytest.mark.parametrize("seed", range(5, 15))
+def test_sums_over_summaries_are_the_session(seed: int) -> None:
     """A summary is a difference between two ticks, so the windows of a session add up to it."""
-    fold = Engine(Checkpoint())
+    database = open_for_writing(None)
+    store = LedgerStore(database, "journal")
+    fold = Engine(store.checkpoint())
     windows: dict[str, Usage] = {}
     sessions: dict[str, Usage] = {}
+    journal = hostile_fleet(seed)
     end = entries_of(Tick(EPOCH + 10**6 * NANOS, 0, True))
-    for entry in [*hostile_fleet(7), *end]:
-        for summaries in fold.fold([entry]):
+    for entry in [*journal, end[0]._replace(sequence=len(journal) + 1)]:
+        for summaries in feed(fold, store, [entry]):
             for summary in summaries.rows():
                 key = f"{summary.vm_id} session {summary.ordinal}"
                 windows[key] = windows.get(key, Usage()) + summary.window
@@ -292,6 +302,14 @@ def test_sums_over_summaries_are_the_session() -> None:
     assert sessions
     for key, session in sessions.items():
         assert windows[key] == session, key
+    # And what was summed up is what the ledger has in the end.
+    changes = fold.collect()
+    assert changes is not None
+    store.commit(changes)
+    for row in dump(database)["sessions"]:
+        # A session that used nothing and lived no time has no summary.
+        assert sessions.get(f"{row[0]} session {row[1]}", Usage()) == usage_of(row)
+    store.close()
 
 
 def test_a_thousand_stops_at_once_are_one_batch_of_final_summaries() -> None:
@@ -300,7 +318,7 @@ def test_a_thousand_stops_at_once_are_one_batch_of_final_summaries() -> None:
     entries = entries_of(*(batch(f"vm-{n}", (0, GIB)) for n in range(1_000)))
     fold.fold(entries)
     stops = entries_of(*(VmStopped(f"vm-{n}", EPOCH + MINUTE_NANOS) for n in range(1_000)))
-    (summaries,) = fold.fold([stop._replace(received_ns=EPOCH + stop.sequence) for stop in stops])
+    (summaries,) = fold.fold([stop._replace(received_ns=EPOCH + stop.sequence) for stop in stops]).summaries
     assert len(summaries) == 1_000
     assert summaries.final.all()
     assert summaries.window_end_ns == EPOCH + 1_000
@@ -312,7 +330,7 @@ def test_a_step_longer_than_its_window_scores_its_memory_no_higher_than_its_mean
     tick = Tick(EPOCH + 240 * NANOS, MINUTE_NANOS, True)
     last = Tick(EPOCH + 300 * NANOS, MINUTE_NANOS, True)
     records = (batch("vm", (0, 4 * GIB)), tick, batch("vm", (300, GIB)), last)
-    *_, summaries = fold.fold(entries_of(*records))
+    *_, summaries = fold.fold(entries_of(*records)).summaries
     (summary,) = summaries.rows()
     assert summary.window.measured_ns == 5 * MINUTE_NANOS
     assert resource_score(summary.window, MINUTE_NANOS, ScoreWeights()) == 2

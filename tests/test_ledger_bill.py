@@ -6,6 +6,8 @@ flushes, evictions and crashes anywhere; the auditor reads the same journal alon
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from auditor.bill import Bill
 from auditor.biller import bill
@@ -14,10 +16,12 @@ from auditor.convert import to_entries, to_events
 from auditor.events import HOUR_NS, MINUTE_NS, SECOND_NS, Batch, Event, Rules, Sample, Started, Stopped, Tick, What
 from auditor.generator import journals, seeded_journal
 from auditor.machine import EPOCH_NS
+from dense_journals import crowded, with_closed_runs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billaged.aggregator.engine import Engine
+from billaged.aggregator.feeding import feed, take_up
 from billaged.intake.journal import JournalRow, entry_of
 from billaged.ledger.database import open_for_writing
 from billaged.ledger.dump import dump
@@ -50,8 +54,7 @@ def decoded(events: list[Event]) -> list[JournalEntry]:
 def taken_up(store: LedgerStore) -> Engine:
     """The engine of a daemon that starts on this ledger."""
     engine = Engine(store.checkpoint())
-    for rows in store.running_sessions():
-        engine.restore(rows)
+    take_up(engine, store)
     return engine
 
 
@@ -63,7 +66,9 @@ def flush(engine: Engine, store: LedgerStore) -> None:
 def evict_ended(engine: Engine) -> None:
     """What the engine does beyond 10,000 ended sessions, done with the few there are. Right after a flush only."""
     columns = engine.columns
-    columns.evict([row for row in columns.tails if columns.window_slot[row] < 0])
+    rows = [row for row in columns.ended if columns.window_slot[row] < 0]
+    engine.silence.rows_leaving(columns, rows)
+    columns.evict(rows)
 
 
 def ledger_of(events: list[Event], chance: Chooser) -> Dump:
@@ -76,9 +81,7 @@ def ledger_of(events: list[Event], chance: Chooser) -> Dump:
     while engine.position < len(entries):
         at = engine.position
         group = entries[at : at + chance.pick((1, 2, 3, 7, 20, 100))]
-        if unknown := engine.unknown_vms(group):
-            engine.restore(store.newest_sessions(unknown))
-        engine.fold(group)
+        feed(engine, store, group)
         match chance.pick(("go on", "flush", "flush and evict", "flush and restart", "crash")):
             case "flush":
                 flush(engine, store)
@@ -124,6 +127,17 @@ def test_the_ledger_is_the_auditors_bill_over_long_journals(seed: int) -> None:
 def test_a_fleet_of_many_machines_folds_in_large_groups_as_one_by_one(seed: int) -> None:
     events = within_settings(seeded_journal(seed + 500, events=1_500, machines=60))
     assert_billed_alike(events, ledger_of(events, SeededChooser(seed)))
+
+
+@pytest.mark.parametrize("journal", [crowded, with_closed_runs])
+@pytest.mark.parametrize("first_seed", range(0, 60, 10))
+def test_the_ledger_is_the_auditors_bill_where_nearly_everything_touches(
+    journal: Callable[[int, int], list[Event]], first_seed: int
+) -> None:
+    for seed in range(first_seed, first_seed + 10):
+        events = journal(seed, 80)
+        ledger = ledger_of(events, SeededChooser(seed + 9))
+        assert_billed_alike(events, ledger)
 
 
 def test_the_longest_measured_step_with_the_most_memory_is_exact() -> None:

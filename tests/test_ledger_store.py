@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from array import array
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from billaged.aggregator.changes import FACT_COLUMNS, Checkpoint
 from billaged.aggregator.engine import Engine
+from billaged.aggregator.timelines import load_timelines
 from billaged.intake.sqlite import SqliteJournal
 from billaged.ledger.database import open_for_reading, open_for_writing
 from billaged.ledger.dump import dump
@@ -86,15 +88,29 @@ def test_the_checkpoint_comes_back_with_rules_and_clock(path: Path) -> None:
         assert store.checkpoint() == expected
 
 
-def test_a_clock_of_an_earlier_version_is_taken_up(path: Path) -> None:
+def test_a_ledger_of_an_earlier_version_is_refused_and_left_alone(path: Path) -> None:
+    """It kept the rules in force only, and nothing around its sessions' newest samples."""
     with closing(LedgerStore(open_for_writing(path), "journal-1")) as store:
         engine = Engine(store.checkpoint())
-        fold(engine, sample("vm-1", 0))
+        fold(engine, FoldRules(), sample("vm-1", 0))
         flush(engine, store)
-    clock = f'{{"closed_through_ns": {EPOCH}, "newest_edge_ns": {EPOCH + HOUR_NANOS}, "waiting": [[{EPOCH + 1}, 5]]}}'
-    change(path, f"UPDATE checkpoint SET clock = '{clock}'")
-    with closing(LedgerStore(open_for_writing(path), "journal-1")) as store:
-        assert store.checkpoint().clock == (EPOCH, EPOCH + HOUR_NANOS, 0, ((EPOCH + 1, 5),))
+    change(path, f"UPDATE checkpoint SET rules = '{json.dumps(FoldRules()._asdict())}'")
+    with pytest.raises(StorageError, match=r"rules of an earlier version.*journal replay --into"):
+        LedgerStore(open_for_writing(path), "journal-1")
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT epoch FROM checkpoint").fetchone() == (1,)
+
+
+def test_all_rules_so_far_are_kept_each_once(database: Database) -> None:
+    store = LedgerStore(database, "journal-1")
+    engine = Engine(store.checkpoint())
+    other = FoldRules(bucket_ns=MINUTE_NANOS)
+    fold(engine, FoldRules(), other, FoldRules(), sample("vm-1", 0), Tick(EPOCH, 7 * NANOS, False))
+    flush(engine, store)
+    checkpoint = LedgerStore(database, "journal-1").checkpoint()
+    assert (checkpoint.rules, checkpoint.book) == (FoldRules(), (FoldRules(), other))
+    assert checkpoint.passed_ns == 7 * NANOS
+    assert checkpoint == engine.checkpoint()
 
 
 def change(path: Path, statement: str) -> None:
@@ -111,6 +127,12 @@ def change(path: Path, statement: str) -> None:
         ("UPDATE checkpoint SET clock = replace(clock, '[]', '[[1, 2, 3]]')", "checkpoint is damaged: its clock"),
         ("UPDATE checkpoint SET clock = replace(clock, '[]', '[[1, \"2\"]]')", "checkpoint is damaged: its clock"),
         ("UPDATE checkpoint SET rules = '[1]'", "checkpoint is damaged: its rules"),
+        (
+            "UPDATE checkpoint SET rules = replace(rules, '\"now\": 0', '\"now\": 1')",
+            "checkpoint is damaged: its rules",
+        ),
+        ("UPDATE checkpoint SET rules = replace(rules, '256', '\"256\"')", "checkpoint is damaged: its rules"),
+        ("UPDATE checkpoint SET passed_ns = 'long'", r"checkpoint row \(part 0\) is damaged: passed_ns is 'long'"),
         ("UPDATE checkpoint SET position = 'far'", r"checkpoint row \(part 0\) is damaged: position is 'far'"),
         ("UPDATE sessions SET start_ns = 'abc'", r"sessions row \(vm_id 'vm-1', ordinal 1\) is damaged: start_ns"),
         ("UPDATE sessions SET state = 'text'", r"sessions row .* is damaged: state is 'text'"),
@@ -178,7 +200,7 @@ def test_a_commit_that_does_not_continue_where_the_ledger_is_writes_nothing(data
 def test_a_commit_that_fails_half_way_leaves_nothing_of_it(database: Database) -> None:
     store = LedgerStore(database, "journal-1")
     engine = Engine(store.checkpoint())
-    fold(engine, sample("vm-1", 60), sample("vm-1", 0))
+    fold(engine, sample("vm-1", 60), sample("vm-1", 60, cpu=1))
     flush(engine, store)
     before = dump(database)
     assert before["anomalies"]
@@ -191,6 +213,40 @@ def test_a_commit_that_fails_half_way_leaves_nothing_of_it(database: Database) -
         store.commit(changes)
     assert dump(database) == before
     assert LedgerStore(database, "journal-1").checkpoint().position == 2
+
+
+def test_a_kept_instant_that_was_changed_by_hand_is_named(path: Path) -> None:
+    with closing(LedgerStore(open_for_writing(path), "journal-1")) as store:
+        engine = Engine(store.checkpoint())
+        fold(engine, sample("vm-1", 0))
+        flush(engine, store)
+    for content in ("x''", "x'02'", "CAST(content || x'00' AS BLOB)"):
+        change(path, f"UPDATE kept_instants SET content = {content}")
+        with closing(LedgerStore(open_for_writing(path), "journal-1")) as store:
+            assert len(store.kept_instants(("vm-1", "vm-2"))) == 1
+            with pytest.raises(StorageError, match=r"kept instant at .* is damaged"):
+                load_timelines(store, ("vm-1",))
+    change(path, "UPDATE kept_instants SET content = 'text'")
+    with (
+        closing(LedgerStore(open_for_writing(path), "journal-1")) as store,
+        pytest.raises(StorageError, match=r"kept_instants row .* is damaged: content is 'text'"),
+    ):
+        store.kept_instants(("vm-1",))
+
+
+def test_what_is_too_old_to_be_kept_leaves_the_file_but_never_a_vms_newest_two(database: Database) -> None:
+    store = LedgerStore(database, "journal-1")
+    engine = Engine(store.checkpoint())
+    day = 24 * 3_600
+    # Every step is a gap: all of it is kept.
+    fold(engine, *(sample(vm_id, second) for vm_id in ("vm-1", "vm-2") for second in (0, day, 2 * day)))
+    fold(engine, sample("vm-2", 40 * day), Tick(EPOCH + 37 * day * NANOS, NANOS, False))
+    flush(engine, store)
+
+    def kept() -> list[tuple[str, int]]:
+        return [(row[0], (row[2] - EPOCH) // (day * NANOS)) for row in store.kept_instants(("vm-1", "vm-2"))]
+
+    assert kept() == [("vm-1", 1), ("vm-1", 2), ("vm-2", 2), ("vm-2", 40)]
 
 
 # --- the rows ------------------------------------------------------------------------

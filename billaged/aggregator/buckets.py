@@ -23,6 +23,8 @@ class BucketClock(NamedTuple):
     time_ns: int | None = None
     newest_sample_ns: int = 0
     waiting: tuple[tuple[int, int], ...] = ()
+    # The latest that the time has ever been.
+    latest_ns: int | None = None
 
     def seeing(self, sample_ns: int) -> BucketClock:
         """The clock after a sample of this time."""
@@ -46,4 +48,5 @@ class BucketClock(NamedTuple):
         edge = time_ns - time_ns % bucket_ns
         if edge > max(closed_through, waiting[-1][0] if waiting else 0):
             waiting.append((edge, 0))
-        return BucketClock(closed_through, time_ns, self.newest_sample_ns, tuple(waiting))
+        latest_ns = time_ns if self.latest_ns is None else max(self.latest_ns, time_ns)
+        return BucketClock(closed_through, time_ns, self.newest_sample_ns, tuple(waiting), latest_ns)

@@ -9,15 +9,21 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from billaged.model.quantity import MemoryTime
 from billaged.model.records import JournalEntry, Kind
+
+if TYPE_CHECKING:
+    from billaged.aggregator.instant import Kept
+    from billaged.aggregator.session import Session
 
 Amounts = tuple[int, int, int, int, int]
 NO_AMOUNTS: Amounts = (0, 0, 0, 0, 0)
 # What a row takes while it waits, roughly.
 _ROW_BYTES: Final = 512
+# And in such rows, what is kept of a VM while it waits; most have one or two instants.
+_KEPT_ROWS: Final = 4
 
 
 class FactKey(NamedTuple):
@@ -71,8 +77,8 @@ class Anomaly(NamedTuple):
     item: int
     kind: str
     vm_id: str
-    ordinal: int
     at_ns: int
+    ordinal: int
     detail: str
 
 
@@ -83,27 +89,6 @@ class DeadLetter(NamedTuple):
     received_ns: int
     caller: str
     payload: bytes
-
-
-class SessionRow(NamedTuple):
-    """A session as the ledger keeps it. ``state`` is what the fold needs beside it, empty once superseded."""
-
-    vm_id: str
-    ordinal: int
-    customer_id: str
-    start_ns: int
-    explicit: int
-    last_ns: int
-    end_ns: int | None
-    end_kind: str | None
-    amounts: Amounts
-    memory_byte_nanos: int
-    measured_ns: int
-    gap_ns: int
-    samples: int
-    memory_peak_bytes: int
-    newest: int
-    state: bytes
 
 
 class FinalSummary(NamedTuple):
@@ -123,6 +108,20 @@ class InstanceRow(NamedTuple):
     instance_id: str
     last_seen_ns: int
     active_vms: str
+    # When it was heard, in seconds of ticks.
+    heard_seconds: int
+    silent: int
+
+
+class SilenceRow(NamedTuple):
+    """Somebody was not heard: a VM, or all of them (an empty id). ``end_ns`` is None while that lasts."""
+
+    vm_id: str
+    start_ns: int
+    reason: str
+    end_ns: int | None
+    # The journal sequence that opened it.
+    sequence: int
 
 
 class ReportedGap(NamedTuple):
@@ -137,33 +136,67 @@ def canonical_json(value: object) -> str:
 
 
 @dataclass(slots=True)
+class KeptChanges:
+    """What is new among the kept instants of a VM's current timeline; None for one that is kept no more."""
+
+    timeline: int
+    by_time: dict[int, Kept | None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Correction:
+    posting: Posting
+    causes: set[str]
+
+
+@dataclass(slots=True)
 class Effects:
     """Collected between two flushes by exact, one-at-a-time code; columns have their own way."""
 
     facts: dict[FactKey, Posting] = field(default_factory=dict)
-    corrections: dict[tuple[int, FactKey], Posting] = field(default_factory=dict)
+    corrections: dict[tuple[int, FactKey], Correction] = field(default_factory=dict)
     # By (vm_id, ordinal, start): None takes a gap of the ledger away again.
     gaps: dict[tuple[str, int, int], GapRow | None] = field(default_factory=dict)
     anomalies: list[Anomaly] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
-    superseded: list[SessionRow] = field(default_factory=list)
+    # Sessions that are not their VM's newest, by VM and ordinal.
+    superseded: dict[str, dict[int, Session]] = field(default_factory=dict)
+    kept: dict[str, KeptChanges] = field(default_factory=dict)
     instances: dict[str, InstanceRow] = field(default_factory=dict)
+    # By (vm_id, start_ns, reason).
+    silences: dict[tuple[str, int, str], SilenceRow] = field(default_factory=dict)
     reported_gaps: list[ReportedGap] = field(default_factory=list)
     tallies: Counter[str] = field(default_factory=Counter)
     finals: list[FinalSummary] = field(default_factory=list)
+    # VMs (and when) of which a point came that ends their silences.
+    heard_again: list[tuple[str, int]] = field(default_factory=list)
     # The latest time of a sample that was taken, counted or not.
     newest_sample_ns: int = 0
     # Bytes that dead letters hold.
     payload_bytes: int = 0
 
-    def post(self, sequence: int, key: FactKey, posting: Posting, closed_through_ns: int) -> None:
+    def post(self, sequence: int, key: FactKey, posting: Posting, closed_through_ns: int, cause: str) -> None:
         """Add to the bucket's fact, or beside it once the bucket is closed."""
         if key.bucket_start_ns + key.bucket_ns <= closed_through_ns:
-            before = self.corrections.get((sequence, key))
-            self.corrections[sequence, key] = posting if before is None else before + posting
+            correction = self.corrections.get((sequence, key))
+            if correction is None:
+                self.corrections[sequence, key] = Correction(posting, {cause})
+            else:
+                correction.posting += posting
+                correction.causes.add(cause)
         else:
             fact = self.facts.get(key)
             self.facts[key] = posting if fact is None else fact + posting
+
+    def supersede(self, session: Session) -> None:
+        self.superseded.setdefault(session.vm_id, {})[session.ordinal] = session
+
+    def keep(self, vm_id: str, timeline: int, time_ns: int, kept: Kept | None) -> None:
+        changes = self.kept.get(vm_id)
+        if changes is None or changes.timeline != timeline:
+            # Of an older timeline nothing is needed any more.
+            changes = self.kept[vm_id] = KeptChanges(timeline)
+        changes.by_time[time_ns] = kept
 
     def add_facts(self, rows: Iterable[tuple[Any, ...]]) -> None:
         """Add fact rows in the ledger's order of columns."""
@@ -173,6 +206,15 @@ class Effects:
             posting = Posting(customer_id, tuple(values[:5]), memory, values[7], values[8], values[9])
             fact = self.facts.get(key)
             self.facts[key] = posting if fact is None else fact + posting
+
+    def add_silence(self, silence: SilenceRow) -> None:
+        """One that opened, or has an end now. The same again changes nothing."""
+        key = (silence.vm_id, silence.start_ns, silence.reason)
+        before = self.silences.get(key)
+        if before is None:
+            self.silences[key] = silence
+        elif before.end_ns is None:
+            self.silences[key] = before._replace(end_ns=silence.end_ns)
 
     def bury(self, entry: JournalEntry, reason: str) -> None:
         """An entry that cannot be folded: kept as it came, and why."""
@@ -192,11 +234,21 @@ class Effects:
         self.gaps.update(later.gaps)
         self.anomalies += later.anomalies
         self.dead_letters += later.dead_letters
-        self.superseded += later.superseded
+        for vm_id, sessions in later.superseded.items():
+            self.superseded.setdefault(vm_id, {}).update(sessions)
+        for vm_id, changes in later.kept.items():
+            known = self.kept.get(vm_id)
+            if known is None or known.timeline != changes.timeline:
+                self.kept[vm_id] = changes
+            else:
+                known.by_time.update(changes.by_time)
         self.instances.update(later.instances)
+        for silence in later.silences.values():
+            self.add_silence(silence)
         self.reported_gaps += later.reported_gaps
         self.tallies.update(later.tallies)
         self.finals += later.finals
+        self.heard_again += later.heard_again
         self.newest_sample_ns = max(self.newest_sample_ns, later.newest_sample_ns)
         self.payload_bytes += later.payload_bytes
 
@@ -210,5 +262,7 @@ class Effects:
             + len(self.anomalies)
             + len(self.dead_letters)
             + len(self.superseded)
+            + _KEPT_ROWS * len(self.kept)
             + len(self.reported_gaps)
+            + len(self.silences)
         )

@@ -7,57 +7,43 @@ ledger. The result depends on the entries alone, not on how they were grouped.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Sequence
-from operator import itemgetter
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from billaged.aggregator.buckets import BucketClock
 from billaged.aggregator.changes import Checkpoint, LedgerChanges, Row
+from billaged.aggregator.collecting import collect_effects
 from billaged.aggregator.columns import RUNNING, Columns
-from billaged.aggregator.effects import Effects, FactKey, InstanceRow, Posting, ReportedGap, canonical_json
-from billaged.aggregator.exchange import load_vm, store_vm
-from billaged.aggregator.fold import Plan, apply, plan
-from billaged.aggregator.persistence import fact_rows, restore, session_rows, superseded_row
+from billaged.aggregator.computing import NEEDED_VMS_MAX, Known, Outcome, compute, only_metrics_in, vm_ids_of
+from billaged.aggregator.effects import Effects
+from billaged.aggregator.entries import Moment
+from billaged.aggregator.exchange import store_vm
+from billaged.aggregator.fold import apply
+from billaged.aggregator.persistence import fact_rows, restore, session_rows
 from billaged.aggregator.postings import Postings
-from billaged.aggregator.session import fold_samples, fold_start, fold_stop
+from billaged.aggregator.silence import Silence
 from billaged.aggregator.summary import SummaryBatch, close_window, of_finals
-from billaged.aggregator.vm import Context, Vm
-from billaged.model.quantity import MemoryTime
-from billaged.model.records import (
-    SAMPLE_WIDTH,
-    FoldRules,
-    Heartbeat,
-    JournalEntry,
-    Kind,
-    MetricsBatch,
-    PossibleGap,
-    Tick,
-    VmStarted,
-    VmStopped,
-)
-from billaged.model.time import INT64_MAX
+from billaged.aggregator.timeline import KEPT_NANOS
+from billaged.aggregator.timelines import LoadedTimelines, Timelines
+from billaged.aggregator.vm import Vm
+from billaged.model.records import FoldRules, Heartbeat, JournalEntry, Resumed, Tick
+from billaged.model.time import INT64_MAX, NANOS
 
 _log = logging.getLogger("billaged.aggregator")
 
-WRONG_OWNER: Final = "wrong_owner"
-# A total, or the number of a VM's sessions, would not fit its column any more.
-OVERFLOW: Final = "overflow"
 FOLD_FAILED: Final = "fold_failed"
-_ORDINAL_MAX: Final = 2**31 - 1
 # Ended sessions stay at hand for late records; beyond this many the ledger keeps them.
 _ENDED_KEPT: Final = 10_000
+_ALONE: Final = (Tick, FoldRules, Resumed)
 
 
-class _Outcome(NamedTuple):
-    """What some entries do, computed and not yet written."""
+class Folded(NamedTuple):
+    """``wanted`` are VMs whose kept instants are needed before the rest of the entries can be folded."""
 
-    effects: Effects
-    planned: Plan | None = None
-    vms: Sequence[Vm] = ()
-    finals: SummaryBatch | None = None
+    summaries: list[SummaryBatch]
+    wanted: Sequence[str] = ()
 
 
 class Engine:
@@ -66,13 +52,23 @@ class Engine:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.columns = Columns()
         self.position = checkpoint.position
+        self.chain = checkpoint.chain
         self.window_number = checkpoint.window_number
         self.window_start_ns = checkpoint.window_start_ns
         self.rules = checkpoint.rules or FoldRules()
         self._rules_seen = checkpoint.rules is not None
+        # All rules so far, each once, and the place of those in force.
+        self._book = list(checkpoint.book) or [self.rules]
+        self._rules_number = self._book.index(self.rules)
         self.clock: BucketClock = checkpoint.clock
+        # The lengths of all ticks.
+        self.passed_ns = checkpoint.passed_ns
+        self.silence = Silence()
         self.effects = Effects()
         self._postings = Postings()
+        self._timelines = Timelines()
+        # VMs whose kept instants the entries that wait to be folded need.
+        self._needing: Sequence[str] = ()
         # The position of the last collect.
         self._collected = checkpoint.position
         # What was folded since the engine began, for operators; the ledger's tallies are for ever.
@@ -81,29 +77,61 @@ class Engine:
         self.anomalies_seen = 0
         self.dead_letters_seen = 0
 
+    @property
+    def passed_seconds(self) -> int:
+        return self.passed_ns // NANOS
+
     # --- folding -----------------------------------------------------------------
 
-    def fold(self, entries: Sequence[JournalEntry], *, replayed: bool = False) -> list[SummaryBatch]:
-        """Fold entries in journal order; the summaries that became due."""
-        summaries: list[SummaryBatch] = []
-        at = 0
-        only_metrics = _only_metrics(entries)
-        for index in () if only_metrics else _barriers(entries):
-            self._fold_run(entries[at:index], summaries, replayed, only_metrics=False)
-            record = entries[index].record
-            if isinstance(record, Tick):
-                self._fold_tick(record, summaries, replayed)
-            elif isinstance(record, FoldRules):
-                self._change_rules(record)
-            at = index + 1
-        self._fold_run(entries[at:] if at else entries, summaries, replayed, only_metrics=only_metrics)
-        if entries:
-            self.position = entries[-1].sequence
-        return summaries
+    def fold(self, entries: Sequence[JournalEntry], *, replayed: bool = False) -> Folded:
+        """Fold entries in journal order; the summaries that became due.
 
-    def _fold_tick(self, tick: Tick, summaries: list[SummaryBatch], replayed: bool) -> None:
+        Where it needs VMs' kept instants it stops and says which: give them to ``restore_timelines``, and call
+        again with the same entries.
+        """
+        summaries: list[SummaryBatch] = []
+        if self._needing:
+            entries = [entry for entry in entries if entry.sequence > self.position]
+            self._needing = ()
+        if only_metrics_in(entries):
+            return Folded(summaries, self._fold_run(entries, summaries, replayed, only_metrics=True))
+        at = 0
+        for index in self._barriers(entries):
+            if wanted := self._fold_run(entries[at:index], summaries, replayed, only_metrics=False):
+                return Folded(summaries, wanted)
+            self._fold_alone(entries[index], summaries, replayed)
+            at = index + 1
+        return Folded(summaries, self._fold_run(entries[at:], summaries, replayed, only_metrics=False))
+
+    def _barriers(self, entries: Sequence[JournalEntry]) -> Iterator[int]:
+        """Where entries stand before which all must be folded; found while that is done."""
+        for index, entry in enumerate(entries):
+            record = entry.record
+            if isinstance(record, _ALONE) or (isinstance(record, Heartbeat) and self.silence.changes_lists(record)):
+                yield index
+
+    def _fold_alone(self, entry: JournalEntry, summaries: list[SummaryBatch], replayed: bool) -> None:
+        record = entry.record
+        if isinstance(record, Tick):
+            self._fold_tick(entry, record, summaries, replayed)
+        elif isinstance(record, FoldRules):
+            self._change_rules(record)
+        elif isinstance(record, Resumed):
+            self.silence.resumed(entry, self.effects)
+        elif isinstance(record, Heartbeat):
+            self.effects.tallies["heartbeats"] += 1
+            self.silence.beat(entry, self.columns, self.passed_seconds, self.effects)
+        self.position, self.chain = entry.sequence, entry.chain
+
+    def _fold_tick(self, entry: JournalEntry, tick: Tick, summaries: list[SummaryBatch], replayed: bool) -> None:
         self.effects.tallies["ticks"] += 1
         self.clock = self.clock.after(tick, self.rules.bucket_ns)
+        self.passed_ns += tick.length_ns
+        anomalies = len(self.effects.anomalies)
+        self.silence.tick(self.columns, self.passed_seconds, self.rules, entry, self.effects)
+        self.anomalies_seen += len(self.effects.anomalies) - anomalies
+        if (finals := self._finals_of(self.effects, replayed)) is not None:
+            summaries.append(finals)
         if tick.closes_interval:
             start = self.window_start_ns or tick.time_ns
             summaries.append(close_window(self.columns, start, tick.time_ns, replayed=replayed))
@@ -117,65 +145,77 @@ class Engine:
         self._settle_postings()
         self.rules = rules
         self._rules_seen = True
+        if rules not in self._book:
+            self._book.append(rules)
+        self._rules_number = self._book.index(rules)
 
     def _fold_run(
         self, entries: Sequence[JournalEntry], summaries: list[SummaryBatch], replayed: bool, *, only_metrics: bool
-    ) -> None:
+    ) -> Sequence[str]:
+        """Fold entries between two barriers. VMs whose kept instants are needed first: then the rest is not folded."""
         if not entries:
-            return
+            return ()
         try:
             outcome = self._compute(entries, replayed, only_metrics=only_metrics)
         except Exception:  # noqa: BLE001 - a bug in the fold must not stop the bill of everybody else
             if len(entries) > 1:
                 # One of them is to blame. Nothing was written: look for it in either half.
-                middle = len(entries) // 2
-                for half in (entries[:middle], entries[middle:]):
-                    self._fold_run(half, summaries, replayed, only_metrics=only_metrics)
-                return
+                return self._fold_halves(entries, summaries, replayed, only_metrics=only_metrics)
             _log.exception("journal entry %d cannot be folded; kept as a dead letter", entries[0].sequence)
-            outcome = _Outcome(Effects())
+            outcome = Outcome(Effects())
             outcome.effects.bury(entries[0], FOLD_FAILED)
+        if outcome.wanted:
+            if len(outcome.needing) > NEEDED_VMS_MAX and len(entries) > 1:
+                # So many at once might take too much memory.
+                return self._fold_halves(entries, summaries, replayed, only_metrics=only_metrics)
+            self._needing = outcome.needing
+            return outcome.wanted
         # From here on nothing fails: what is half written could not be folded again.
         self._write(outcome)
+        self.position, self.chain = entries[-1].sequence, entries[-1].chain
         if outcome.finals is not None:
             summaries.append(outcome.finals)
+        return ()
 
-    def _compute(self, entries: Sequence[JournalEntry], replayed: bool, *, only_metrics: bool) -> _Outcome:
-        effects = Effects()
-        metrics: Sequence[JournalEntry] = entries
-        one_by_one: dict[str, list[JournalEntry]] = defaultdict(list)
-        if not only_metrics:
-            metrics = [entry for entry in entries if entry.kind is Kind.METRICS]
-            for entry in entries:
-                if entry.kind is not Kind.METRICS:
-                    _sort_out(entry, one_by_one, effects)
+    def _fold_halves(
+        self, entries: Sequence[JournalEntry], summaries: list[SummaryBatch], replayed: bool, *, only_metrics: bool
+    ) -> Sequence[str]:
+        middle = len(entries) // 2
+        for half in (entries[:middle], entries[middle:]):
+            if wanted := self._fold_run(half, summaries, replayed, only_metrics=only_metrics):
+                return wanted
+        return ()
 
-        planned: Plan | None = None
-        if metrics:
-            batches: list[MetricsBatch] = list(map(_record_of, metrics))
-            planned, left = plan(self.columns, self.rules, self.clock.closed_through_ns, batches, set(one_by_one))
-            for index in left.tolist():
-                one_by_one[batches[index].vm_id].append(metrics[index])
-        if planned is not None:
-            effects.tallies["samples"] += len(planned.steps.row)
-            effects.newest_sample_ns = int(planned.steps.time.max())
+    def _compute(self, entries: Sequence[JournalEntry], replayed: bool, *, only_metrics: bool) -> Outcome:
+        known = Known(self.columns, self._moment(), self._timelines, self.effects)
+        outcome = compute(entries, known, only_metrics=only_metrics)
+        return outcome._replace(finals=self._finals_of(outcome.effects, replayed))
 
-        vms = [self._fold_vm(vm_id, mine, effects) for vm_id, mine in one_by_one.items()]
-        finals = None
-        if effects.finals:
-            finals = of_finals(effects.finals, self.window_start_ns, replayed=replayed)
-            effects.finals.clear()
-        return _Outcome(effects, planned, vms, finals)
+    def _moment(self) -> Moment:
+        latest_ns = self.clock.latest_ns
+        horizon_ns = -INT64_MAX if latest_ns is None else latest_ns - KEPT_NANOS
+        return Moment(self._book, self._rules_number, self.clock.closed_through_ns, horizon_ns, self.passed_seconds)
 
-    def _write(self, outcome: _Outcome) -> None:
+    def _finals_of(self, effects: Effects, replayed: bool) -> SummaryBatch | None:
+        if not effects.finals:
+            return None
+        finals = of_finals(effects.finals, self.window_start_ns, replayed=replayed)
+        effects.finals.clear()
+        return finals
+
+    def _write(self, outcome: Outcome) -> None:
         effects = outcome.effects
         if outcome.planned is not None:
-            apply(self.columns, outcome.planned)
+            apply(self.columns, outcome.planned, self._rules_number, self.passed_seconds)
             for block in outcome.planned.blocks:
                 self._postings.add(block)
+        for beat in outcome.beats:
+            self.silence.beat(beat, self.columns, self.passed_seconds, effects)
+        for vm_id, at_ns in effects.heard_again:
+            self.silence.heard_again(self.columns, self.columns.row_of[vm_id], at_ns, effects)
+        effects.heard_again.clear()
         for vm in outcome.vms:
-            if vm.ordinal:
-                store_vm(self.columns, vm)
+            self._write_vm(vm)
         self.clock = self.clock.seeing(effects.newest_sample_ns)
         self.samples_folded += effects.tallies["samples"]
         self.anomalies_seen += len(effects.anomalies)
@@ -183,40 +223,23 @@ class Engine:
         self.gaps_seen += sum(gap is not None for gap in effects.gaps.values())
         self.effects.absorb(effects)
 
-    def _fold_vm(self, vm_id: str, entries: list[JournalEntry], effects: Effects) -> Vm:
-        """Each entry whole or not at all, so that it does not matter which ones come together."""
-        vm = load_vm(self.columns, vm_id)
-        entries.sort(key=lambda entry: entry.sequence)
-        for entry in entries:
-            if _surely_fits(vm, entry):
-                if not self._fold_entry(vm, entry, effects):
-                    effects.bury(entry, WRONG_OWNER)
-                continue
-            before, mine = vm.copy(), Effects()
-            taken = self._fold_entry(vm, entry, mine)
-            if max(vm.counters) > INT64_MAX or vm.ordinal > _ORDINAL_MAX:
-                vm, mine = before, Effects()
-                mine.bury(entry, OVERFLOW)
-            elif not taken:
-                mine.bury(entry, WRONG_OWNER)
-            effects.absorb(mine)
-        return vm
-
-    def _fold_entry(self, vm: Vm, entry: JournalEntry, effects: Effects) -> bool:
-        """Fold one entry into its VM. False where it belongs to another customer."""
-        context = Context(entry.sequence, entry.received_ns, self.rules, self.clock.closed_through_ns, effects)
-        record = entry.record
-        if isinstance(record, MetricsBatch):
-            values = iter(record.samples)
-            samples = sorted(zip(*[values] * SAMPLE_WIDTH, strict=True), key=lambda sample: sample[0])
-            if not fold_samples(vm, record.customer_id, samples, context):
-                return False
-            effects.newest_sample_ns = max(effects.newest_sample_ns, samples[-1][0] if samples else 0)
-        elif isinstance(record, VmStarted):
-            return fold_start(vm, record.customer_id, record.start_ns, context)
-        elif isinstance(record, VmStopped):
-            fold_stop(vm, record.stop_ns, context)
-        return True
+    def _write_vm(self, vm: Vm) -> None:
+        columns = self.columns
+        is_new = vm.vm_id not in columns.row_of
+        if is_new and vm.vm_id not in self._timelines:
+            self._timelines.is_new(vm.vm_id)
+        self._timelines.put_back(vm)
+        if vm.session is None:
+            return
+        row = store_vm(columns, vm)
+        if vm.heard_seconds is not None:
+            columns.heard[row] = vm.heard_seconds
+        if is_new:
+            self.silence.rows_added(columns, (row,))
+        if vm.has_another_session:
+            self.silence.session_opened(columns, row)
+        if vm.has_run:
+            self.silence.ran(columns, row)
 
     # --- to and from the ledger --------------------------------------------------
 
@@ -225,59 +248,60 @@ class Engine:
         return len(self._postings) + len(self.effects)
 
     def checkpoint(self) -> Checkpoint:
-        rules = self.rules if self._rules_seen else None
-        return Checkpoint(self.position, self.window_number, self.window_start_ns, rules, self.clock)
+        rules, book = (self.rules, tuple(self._book)) if self._rules_seen else (None, ())
+        return Checkpoint(
+            self.position,
+            self.window_number,
+            self.window_start_ns,
+            rules,
+            self.clock,
+            self.chain,
+            self.passed_ns,
+            book,
+        )
 
     def collect(self) -> LedgerChanges | None:
         """What changed since the last collect; None where no entry was folded."""
         if self.position == self._collected:
             return None
-        columns, effects = self.columns, self.effects
+        columns = self.columns
         changes = LedgerChanges(self._collected, self.checkpoint())
-        changes.sessions = [superseded_row(row) for row in effects.superseded]
         dirty = np.flatnonzero(columns.dirty)
-        changes.sessions += session_rows(columns, dirty, self.window_number)
+        changes.sessions = session_rows(columns, dirty, self.window_number)
         columns.dirty[dirty] = False
         block = self._postings.take()
         if block is not None:
             changes.facts.append(fact_rows(columns, block, self.rules.bucket_ns))
-        if effects.facts:
-            changes.facts.append([_fact_row(*item) for item in effects.facts.items()])
-        changes.corrections = [
-            (sequence, *_fact_row(key, posting)) for (sequence, key), posting in effects.corrections.items()
-        ]
-        for key, gap in effects.gaps.items():
-            if gap is None:
-                changes.gaps_taken_back.append(key)
-            else:
-                changes.gaps.append((*gap[:6], *gap.amounts, gap.sequence))
-        changes.anomalies = list(effects.anomalies)
-        changes.dead_letters = [(*letter[:1], letter.kind.name.lower(), *letter[2:]) for letter in effects.dead_letters]
-        changes.instances = list(effects.instances.values())
-        changes.reported_gaps = list(effects.reported_gaps)
-        changes.tallies = dict(effects.tallies)
+        collect_effects(self.effects, changes)
         self.effects = Effects()
+        self._timelines.clear()
         self._collected = self.position
         return changes
 
     def unknown_vms(self, entries: Sequence[JournalEntry]) -> set[str]:
         """VMs of these entries that are not in the columns: the ledger may know them."""
-        if _only_metrics(entries):
-            ids = set(map(_vm_id_of, map(_record_of, entries)))
-        else:
-            about_vms = MetricsBatch | VmStarted | VmStopped
-            ids = {entry.record.vm_id for entry in entries if isinstance(entry.record, about_vms)}
-        return ids - self.columns.row_of.keys()
+        unknown = vm_ids_of(entries) - self.columns.row_of.keys()
+        return {vm_id for vm_id in unknown if vm_id not in self._timelines} if unknown else unknown
 
     def restore(self, rows: Sequence[Row]) -> None:
         """Take up sessions that the ledger holds."""
-        restore(self.columns, rows, self.window_number)
+        self.silence.rows_added(self.columns, restore(self.columns, rows, self.window_number))
+
+    def expect_timelines(self, vm_ids: Collection[str]) -> None:
+        """Of these VMs the ledger holds no session, but kept instants."""
+        self._timelines.expect(vm_ids)
+
+    def restore_timelines(self, loaded: LoadedTimelines) -> None:
+        """Take up what the ledger holds of VMs' timelines."""
+        self._timelines.restore(loaded, self.effects, self._needing)
 
     def evict_ended(self) -> None:
         """Right after a collect every row is on its way to the ledger: those of ended sessions may go."""
         columns = self.columns
-        if len(columns.tails) > _ENDED_KEPT:
-            columns.evict([row for row in columns.tails if columns.window_slot[row] < 0])
+        if len(columns.ended) > _ENDED_KEPT:
+            rows = [row for row in columns.ended if columns.window_slot[row] < 0]
+            self.silence.rows_leaving(columns, rows)
+            columns.evict(rows)
 
     def _settle_postings(self) -> None:
         block = self._postings.take()
@@ -289,51 +313,7 @@ class Engine:
     def running_vms(self) -> int:
         return int(np.count_nonzero(self.columns.flags & RUNNING))
 
-
-_kind_of: Final = itemgetter(1)
-_record_of: Final = itemgetter(5)
-_vm_id_of: Final = itemgetter(0)
-
-
-def _only_metrics(entries: Sequence[JournalEntry]) -> bool:
-    """Nearly always: asked without a look at each entry by hand."""
-    return list(map(_kind_of, entries)).count(Kind.METRICS) == len(entries)
-
-
-def _barriers(entries: Sequence[JournalEntry]) -> list[int]:
-    """Where ticks and rules stand: what comes before and after them is folded apart."""
-    return [index for index, entry in enumerate(entries) if entry.kind is Kind.TICK or entry.kind is Kind.RULES]
-
-
-def _sort_out(entry: JournalEntry, one_by_one: dict[str, list[JournalEntry]], effects: Effects) -> None:
-    """Records that are no samples: to their VM, or straight to what they change."""
-    record = entry.record
-    if isinstance(record, VmStarted):
-        effects.tallies["starts"] += 1
-        one_by_one[record.vm_id].append(entry)
-    elif isinstance(record, VmStopped):
-        effects.tallies["stops"] += 1
-        one_by_one[record.vm_id].append(entry)
-    elif isinstance(record, Heartbeat):
-        effects.tallies["heartbeats"] += 1
-        active = canonical_json(sorted(set(record.active_vms)))
-        effects.instances[record.instance_id] = InstanceRow(record.instance_id, entry.received_ns, active)
-    elif isinstance(record, PossibleGap):
-        effects.tallies["possible_gaps"] += 1
-        effects.reported_gaps.append(ReportedGap(entry.sequence, *record))
-
-
-def _surely_fits(vm: Vm, entry: JournalEntry) -> bool:
-    """Whether the VM's totals would fit even if the entry billed all that it speaks of."""
-    record = entry.record
-    most = max(vm.counters)
-    if isinstance(record, MetricsBatch):
-        most += sum(record.samples) - sum(record.samples[::SAMPLE_WIDTH])
-    elif vm.origin is not None:
-        most += max(vm.origin)
-    return most <= INT64_MAX and vm.ordinal < _ORDINAL_MAX
-
-
-def _fact_row(key: FactKey, posting: Posting) -> Row:
-    memory = MemoryTime.of_byte_nanos(posting.memory_byte_nanos)
-    return (*key, posting.customer_id, *posting.amounts, *memory, *posting[3:])
+    def running_by_customer(self) -> dict[str, int]:
+        columns = self.columns
+        counts = np.bincount(columns.customer[(columns.flags & RUNNING) != 0]).tolist()
+        return {columns.customer_ids[number]: count for number, count in enumerate(counts) if count}

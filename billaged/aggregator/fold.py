@@ -1,7 +1,7 @@
 """The common case over columns: the next samples of running VMs, all counters rising, all steps measured.
 
 ``plan`` computes and touches nothing; ``apply`` writes and cannot fail. What is not
-the common case is named, and folded one VM at a time by ``session.py``.
+the common case is named, and folded one VM at a time by ``points.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from billaged.aggregator.arithmetic import Int64, carry_memory, memory_time, proportion, segment_sums_memory
-from billaged.aggregator.columns import RUNNING, TOTAL_PEAK, Columns
+from billaged.aggregator.columns import (
+    NEWEST_START,
+    NEWEST_STOP,
+    NEWEST_STORED,
+    PREVIOUS_LOOSE,
+    RUNNING,
+    SILENT,
+    TOTAL_PEAK,
+    UNHEARD,
+    Columns,
+)
 from billaged.aggregator.postings import MEASURED, MIB, PEAK, REST, SAMPLES, VALUES_WIDTH, Block
 from billaged.model.records import COUNTERS, SAMPLE_WIDTH, FoldRules, MetricsBatch
 from billaged.model.time import HOUR_NANOS, INT64_MAX, NANOS
@@ -27,6 +37,8 @@ _COUNTERS: Final = 2
 _SPAN_MAX_NANOS: Final = 8 * HOUR_NANOS
 # A later time's bucket may end beyond 64 bits.
 _TIME_MAX: Final = INT64_MAX - HOUR_NANOS
+# Links into what comes next are closed, and nothing has to be told, where of these a VM has RUNNING only.
+_TELLING: Final = RUNNING | NEWEST_START | NEWEST_STOP | PREVIOUS_LOOSE | SILENT | UNHEARD
 
 
 class Steps(NamedTuple):
@@ -70,7 +82,7 @@ def plan(
     numbers = np.fromiter(map(columns.customer_number.get, customers, repeat(-1)), dtype=np.int32, count=len(ids))
     # Unknown VMs take the last row's values here, and are not ready whatever those are.
     ready = (rows >= 0) & (columns.customer[rows] == numbers)
-    ready &= ((columns.flags[rows] & RUNNING) != 0) & (columns.samples[rows] > 0)
+    ready &= ((columns.flags[rows] & _TELLING) == RUNNING) & (columns.samples[rows] > 0) & (columns.follow[rows] == 0)
     if excluded:
         ready &= np.array([vm_id not in excluded for vm_id in ids], dtype=np.bool_)
     if not ready.all():
@@ -125,17 +137,16 @@ def _steps(columns: Columns, rows: NDArray[np.intp], ready: NDArray[np.bool_], p
         previous_memory[later] = memory[later - 1]
         previous[later] = counters[later - 1]
     amounts = counters - previous
-    decreased = _lowest(amounts) < 0
+    out_of_line = _lowest(amounts) < 0
     slots = columns.mark_slot[row]
     marked = np.flatnonzero(slots >= 0)
     if len(marked):
-        # A value that reaches its mark is counted from the mark.
-        marks = columns.marks.values[slots[marked]]
-        value = counters[marked]
-        passed = (previous[marked] < marks) & (marks <= value)
-        amounts[marked] = np.where(passed, value - marks, amounts[marked])
+        # A value that reaches its mark is counted from the mark, and its link is open.
+        # The lower one tells: it is passed first.
+        marks = columns.marks.values[slots[marked], :COUNTERS]
+        out_of_line[marked] |= ((marks > 0) & (marks <= counters[marked])).any(axis=1)
     # Told by the first column, which is never negative otherwise.
-    amounts[decreased, 0] = -1
+    amounts[out_of_line, 0] = -1
     return Steps(row, first, time, memory, counters, previous_time, previous_memory, amounts)
 
 
@@ -155,7 +166,8 @@ def _highest(rows: Int64) -> Int64:
 
 
 def _out_of_line(steps: Steps, rules: FoldRules, closed_through_ns: int) -> NDArray[np.bool_]:
-    """Steps that are not the common case: not forward, a gap, a decrease, implausible, or into a closed bucket."""
+    """Steps that are not the common case: not forward, a gap, a decrease, past a mark, implausible, or into a closed
+    bucket."""
     span = steps.time - steps.previous_time
     bad = (span <= 0) | (span > min(rules.gap_threshold_ns, _SPAN_MAX_NANOS)) | (steps.amounts[:, 0] < 0)
     # Spans at or below the threshold are short enough that these products fit.
@@ -225,8 +237,8 @@ def _block(columns: Columns, row: NDArray[np.intp], bucket: Int64, values: Int64
     return Block(row, columns.ordinal[row], columns.customer[row], bucket, values)
 
 
-def apply(columns: Columns, planned: Plan) -> None:
-    """Write what was planned into the columns."""
+def apply(columns: Columns, planned: Plan, rules: int, passed_seconds: int) -> None:
+    """Write what was planned into the columns. ``rules`` is the number of those in force."""
     steps = planned.steps
     starts = np.flatnonzero(steps.first)
     rows = steps.row[starts]
@@ -234,6 +246,8 @@ def apply(columns: Columns, planned: Plan) -> None:
     amounts, mib, rest, peak = steps.amounts, planned.mib, planned.rest, steps.memory
     held = steps.previous_memory
     time, memory, counters = steps.time, steps.memory, steps.counters
+    previous_time, previous_memory = steps.previous_time, steps.previous_memory
+    previous = columns.last.take(rows, axis=0)
     if len(rows) == len(steps.row):
         columns.samples[rows] += 1
     else:
@@ -243,6 +257,9 @@ def apply(columns: Columns, planned: Plan) -> None:
         mib, rest = segment_sums_memory(mib, rest, starts)
         peak = np.maximum.reduceat(peak, starts)
         held = np.maximum.reduceat(held, starts)
+        several = np.flatnonzero(last > starts)
+        previous[several] = counters[last[several] - 1]
+        previous_time, previous_memory = previous_time[last], previous_memory[last]
         time, memory, counters = time[last], memory[last], counters[last]
     columns.total[rows] = columns.total.take(rows, axis=0) + amounts
     total_mib = columns.total_mib[rows] + mib
@@ -257,13 +274,10 @@ def apply(columns: Columns, planned: Plan) -> None:
     columns.last_time[rows] = time
     columns.memory[rows] = memory
     columns.last[rows] = counters
+    columns.previous_time[rows] = previous_time
+    columns.previous_memory[rows] = previous_memory
+    columns.previous[rows] = previous
+    columns.flags[rows] &= ~np.uint16(NEWEST_STORED)
+    columns.link_rules[rows] = rules
+    columns.heard[rows] = passed_seconds
     columns.dirty[rows] = True
-    marked = np.flatnonzero(columns.mark_slot[rows] >= 0)
-    if len(marked):
-        slots = columns.mark_slot[rows[marked]]
-        marks = columns.marks.values[slots]
-        left = np.where(marks > columns.last[rows[marked]], marks, 0)
-        columns.marks.values[slots] = left
-        for index in np.flatnonzero(~left.any(axis=1)):
-            columns.marks.release(int(slots[index]))
-            columns.mark_slot[rows[marked[index]]] = -1

@@ -1,16 +1,24 @@
-"""A VM's newest session, as plain integers, and what a record is folded under."""
+"""A VM as plain integers: its newest session, where its timeline ends, and what a record is folded under."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import NamedTuple
 
-from billaged.aggregator.effects import Amounts, Anomaly, Effects, SessionRow, canonical_json
-from billaged.model.quantity import MemoryTime
-from billaged.model.records import COUNTERS, FoldRules
+from billaged.aggregator.effects import Anomaly, Effects, canonical_json
+from billaged.aggregator.instant import Instant, Kept
+from billaged.aggregator.session import Session
+from billaged.aggregator.state import ENDED, RUNNING, State
+from billaged.aggregator.timeline import Timeline
+from billaged.model.records import FoldRules
 
 # A sample as the journal has it: time, memory, then the five counters.
 Sample = tuple[int, ...]
+
+
+class NotAtHand(Exception):
+    """A VM's kept instants are needed, and only the ledger has them."""
 
 
 class Context(NamedTuple):
@@ -18,124 +26,139 @@ class Context(NamedTuple):
 
     sequence: int
     received_ns: int
-    rules: FoldRules
+    # All rules so far, and the number of those in force.
+    book: Sequence[FoldRules]
+    rules: int
     # Buckets that end at or before this are closed.
     closed_through_ns: int
+    # Instants before this are kept no more.
+    horizon_ns: int
     effects: Effects
 
 
-class Tail(NamedTuple):
-    """How the span from the newest sample to a stop was billed: rules may change before it is taken back."""
-
-    bucket_ns: int
-    is_gap: bool
-
-
 class Vm:
-    """A VM's newest session, out of the columns and back into them."""
+    """A VM out of the columns and back into them."""
 
     __slots__ = (
-        "counters",
         "customer_id",
-        "end_ns",
-        "explicit",
-        "gap_ns",
-        "last",
-        "last_ns",
-        "marks",
-        "memory_byte_nanos",
-        "memory_bytes",
-        "ordinal",
-        "origin",
-        "peak_bytes",
-        "previous_end_ns",
-        "running",
-        "sampled",
-        "sampled_at_start",
-        "samples",
-        "start_ns",
-        "tail",
+        "floor_ns",
+        "follow",
+        "has_another_session",
+        "has_run",
+        "heard_seconds",
+        "highest",
+        "is_listened_for",
+        "is_vanished",
+        "link_rules",
+        "newest_ns",
+        "newest_start",
+        "newest_stop",
+        "newest_stored",
+        "number",
+        "previous",
+        "previous_loose",
+        "session",
+        "state",
+        "timeline",
         "vm_id",
-        "window_base",
     )
 
     def __init__(self, vm_id: str) -> None:
         self.vm_id = vm_id
-        # 0: the VM has no session yet.
-        self.ordinal = 0
+        # The timeline's number, customer ("" before its first start or sample), and where it may not begin before.
+        self.number = 1
         self.customer_id = ""
-        self.start_ns = 0
-        self.explicit = False
-        self.running = False
-        self.end_ns = 0
-        self.last_ns = 0
-        self.memory_bytes = 0
-        # Whether `last` holds a sample's counters, of this session or an earlier one.
-        self.sampled = False
-        # Whether that sample, of an earlier session, was taken at the very instant this one starts.
-        self.sampled_at_start = False
-        self.last = [0] * COUNTERS
-        self.marks = [0] * COUNTERS
-        # Of an implicit session: what its first sample would have billed after a start.
-        self.origin: Amounts | None = None
-        # And the end of the session before it, 0 for none: its start cannot lie before that.
-        self.previous_end_ns = 0
-        # How an ended session's tail was billed, so that exactly that can be taken back.
-        self.tail = Tail(0, False)
-        self.counters = [0] * COUNTERS
-        self.memory_byte_nanos = 0
-        self.gap_ns = 0
-        self.samples = 0
-        self.peak_bytes = 0
-        # The totals when the running interval first touched the session, and in the
-        # peak's place the highest memory sampled since.
-        self.window_base = self.totals_without_peak()
+        self.floor_ns = 0
+        # The highest number of a session.
+        self.highest = 0
+        # The newest session, None before the first.
+        self.session: Session | None = None
+        # How the walk stands after the newest instant.
+        self.state = State()
+        # The newest instant: its time (None: the timeline has none yet), what it holds beside a
+        # sample, whether it is among the kept ones, and the rules of the link into it.
+        self.newest_ns: int | None = None
+        self.newest_start = False
+        self.newest_stop = False
+        self.newest_stored = False
+        self.link_rules = 0
+        # The sample of the instant before it, where there is one.
+        self.previous: Sample | None = None
+        # Whether that instant is stored only while it is one of the newest two.
+        self.previous_loose = False
+        self.follow = 0
+        # The session has ended so, unless a later point says otherwise.
+        self.is_vanished = False
+        # Whether the next point ends a silence.
+        self.is_listened_for = False
+        # Whether the newest session is another one than it was.
+        self.has_another_session = False
+        # Whether that ran after any of the records just folded.
+        self.has_run = False
+        # When the VM was heard, in seconds of ticks; None where no record says so.
+        self.heard_seconds: int | None = None
+        # The kept instants, the newest two among them; None where they are not at hand.
+        self.timeline: Timeline | None = None
 
     def copy(self) -> Vm:
         """The same, so far; what happens to one is not seen in the other."""
         twin = copy(self)
-        twin.last, twin.marks = list(self.last), list(self.marks)
-        twin.counters, twin.window_base = list(self.counters), list(self.window_base)
+        twin.session = None if self.session is None else self.session.copy()
+        twin.timeline = None if self.timeline is None else self.timeline.copy()
         return twin
 
     @property
-    def accounted_ns(self) -> int:
-        return self.last_ns if self.running else self.end_ns
+    def is_running(self) -> bool:
+        return self.state.phase == RUNNING and not self.is_vanished
 
     @property
-    def measured_ns(self) -> int:
-        return self.accounted_ns - self.start_ns - self.gap_ns
+    def end_ns(self) -> int:
+        """Of a session that is not running."""
+        return self.state.end_ns if self.state.phase == ENDED else self.state.last_ns
 
-    def totals(self) -> list[int]:
-        """The session's totals so far, in the order of ``columns.TOTALS_WIDTH``."""
-        memory = MemoryTime.of_byte_nanos(self.memory_byte_nanos)
-        return [*self.counters, *memory, self.measured_ns, self.gap_ns, self.samples, self.peak_bytes]
+    @property
+    def newest_sample(self) -> Sample | None:
+        """The newest instant's."""
+        if self.state.has_samples and self.state.last_ns == self.newest_ns:
+            return (self.newest_ns, self.state.memory_bytes, *self.state.last)
+        return None
 
-    def totals_without_peak(self) -> list[int]:
-        return [*self.totals()[:-1], 0]
+    def newest_kept(self) -> Kept:
+        """The newest instant, where it is not stored: a sample alone, with a closed link into it."""
+        sample = self.newest_sample
+        if sample is None:
+            raise ValueError(f"VM {self.vm_id}: an instant without a sample that is not stored")
+        return Kept(Instant(sample[0], sample=sample[1:]), self.link_rules, is_open=False, after=self.state)
 
-    def row(self, *, end_kind: str | None, newest: bool, state: bytes) -> SessionRow:
-        return SessionRow(
-            self.vm_id,
-            self.ordinal,
-            self.customer_id,
-            self.start_ns,
-            int(self.explicit),
-            self.last_ns,
-            None if self.running else self.end_ns,
-            end_kind,
-            tuple(self.counters),  # type: ignore[arg-type]
-            self.memory_byte_nanos,
-            self.measured_ns,
-            self.gap_ns,
-            self.samples,
-            self.peak_bytes,
-            int(newest),
-            state,
+    def at_hand(self) -> Timeline:
+        """
+        Raises:
+            NotAtHand: only the ledger has it.
+        """
+        if self.timeline is None:
+            raise NotAtHand(self.vm_id)
+        return self.timeline
+
+    def keep(self, kept: Kept, context: Context) -> None:
+        """Among the kept instants from now on, or in the place of the one of its time."""
+        context.effects.keep(self.vm_id, self.number, kept.instant.time_ns, kept)
+        if self.timeline is not None:
+            self.timeline.put(kept)
+
+    def trim(self, effects: Effects) -> None:
+        """Forget instants that are counted out."""
+        if self.timeline is not None:
+            for time_ns in self.timeline.trim():
+                effects.keep(self.vm_id, self.number, time_ns, None)
+
+    def record(self, context: Context, kind: str, at_ns: int, detail: dict[str, object], item: int = 0) -> None:
+        """Put something on record about the newest session."""
+        ordinal = 0 if self.session is None else self.session.ordinal
+        self.record_about(ordinal, context, kind, at_ns, detail, item)
+
+    def record_about(
+        self, ordinal: int, context: Context, kind: str, at_ns: int, detail: dict[str, object], item: int
+    ) -> None:
+        context.effects.anomalies.append(
+            Anomaly(context.sequence, item, kind, self.vm_id, at_ns, ordinal, canonical_json(detail))
         )
-
-
-def record(vm: Vm, context: Context, kind: str, at_ns: int, detail: dict[str, object], item: int = 0) -> None:
-    context.effects.anomalies.append(
-        Anomaly(context.sequence, item, kind, vm.vm_id, vm.ordinal, at_ns, canonical_json(detail))
-    )

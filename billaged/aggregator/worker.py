@@ -10,18 +10,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from billaged.aggregator.changes import (
     ANOMALY_COLUMNS,
     DEAD_LETTER_COLUMNS,
     SESSION_COLUMNS,
+    SILENCE_COLUMNS,
     LedgerChanges,
     LedgerWriter,
 )
 from billaged.aggregator.columns import RUNNING
 from billaged.aggregator.engine import Engine
+from billaged.aggregator.feeding import feed, take_up
 from billaged.aggregator.summary import SummarySink
 from billaged.model.errors import BillagedError
 from billaged.model.records import FoldRules, JournalEntry
@@ -52,8 +54,24 @@ class AggregatorStatus(NamedTuple):
     gaps_seen: int
     anomalies_seen: int
     dead_letters_seen: int
+    # Running VMs that are not heard, by reason, and instances that list VMs and are silent.
+    silent_vms: dict[str, int]
+    silent_instances: int
+    # And those that are heard; when the one was heard of them all that was heard least recently.
+    heard_instances: int
+    oldest_heartbeat_ns: int | None
     queued_entries: int
     closed_through_ns: int
+
+
+class FoldObserver(Protocol):
+    """Who wants to know how the fold does. Called by its thread, which must not wait."""
+
+    def folded(self, entries: int, seconds: float) -> None:
+        """The next so many entries have been folded; that took so long."""
+
+    def flushed(self, changes: LedgerChanges, seconds: float) -> None:
+        """These changes are in the ledger; the commit took so long."""
 
 
 class Aggregator:
@@ -66,12 +84,14 @@ class Aggregator:
         clock: Clock,
         flush_interval_ns: int,
         on_fatal: Callable[[BaseException], None],
+        observer: FoldObserver | None = None,
     ) -> None:
         self._ledger = ledger
         self._sink = sink
         self._clock = clock
         self._flush_interval_ns = flush_interval_ns
         self._on_fatal = on_fatal
+        self._observer = observer
         self._engine = Engine(ledger.checkpoint())
         # Guards the engine: folding and collecting write, status reads.
         self._lock = threading.Lock()
@@ -90,9 +110,8 @@ class Aggregator:
     # --- before the thread runs --------------------------------------------------
 
     def load(self) -> None:
-        """Take up the ledger's running sessions."""
-        for rows in self._ledger.running_sessions():
-            self._engine.restore(rows)
+        """Take up what runs, and who is heard, from the ledger."""
+        take_up(self._engine, self._ledger)
 
     def replay(self, groups: Iterable[Sequence[JournalEntry]]) -> int:
         """Fold what the journal holds past the ledger's position; the number of entries."""
@@ -183,9 +202,18 @@ class Aggregator:
                 engine.gaps_seen,
                 engine.anomalies_seen,
                 engine.dead_letters_seen,
+                engine.silence.open_by_reason(engine.columns),
+                engine.silence.silent_instances(),
+                engine.silence.heard_instances(),
+                engine.silence.oldest_heartbeat_ns(),
                 self._queued,
                 engine.clock.closed_through_ns,
             )
+
+    def running_by_customer(self) -> Mapping[str, int]:
+        """How many running VMs each customer has; those that have some."""
+        with self._lock:
+            return self._engine.running_by_customer()
 
     # --- the thread --------------------------------------------------------------
 
@@ -227,15 +255,11 @@ class Aggregator:
             return entries
 
     def _fold(self, entries: Sequence[JournalEntry], *, replayed: bool = False) -> None:
-        # The ledger may know VMs that the columns do not hold: asked before the lock is taken.
-        if unknown := self._engine.unknown_vms(entries):
-            rows = self._ledger.newest_sessions(unknown)
-            with self._lock:
-                self._engine.restore(rows)
-        with self._lock:
-            summaries = self._engine.fold(entries, replayed=replayed)
-        for batch in summaries:
+        began = self._clock.monotonic_nanos()
+        for batch in feed(self._engine, self._ledger, entries, replayed=replayed, lock=self._lock):
             self._sink.publish(batch)
+        if self._observer is not None and entries and not replayed:
+            self._observer.folded(len(entries), (self._clock.monotonic_nanos() - began) / NANOS)
 
     def flush(self) -> None:
         """Commit what was folded. Called by the thread, or before it runs."""
@@ -246,6 +270,8 @@ class Aggregator:
             self._ledger.commit(changes)
             _tell_of_trouble(changes)
             self._ledger_position = changes.checkpoint.position
+            if self._observer is not None:
+                self._observer.flushed(changes, (self._clock.monotonic_nanos() - began) / NANOS)
         # Only now: who asks for a VM finds it here or in the ledger.
         with self._lock:
             self._engine.evict_ended()
@@ -258,6 +284,10 @@ def _tell_of_trouble(changes: LedgerChanges) -> None:
     kinds = Counter(row[ANOMALY_COLUMNS.index("kind")] for row in changes.anomalies)
     if kinds:
         _log.warning("anomalies recorded", extra={"kinds": dict(kinds)})
+    reason, end = map(SILENCE_COLUMNS.index, ("reason", "end_ns"))
+    silences = Counter(row[reason] for row in changes.silences if row[end] is None)
+    if silences:
+        _log.warning("VMs are not heard any more", extra={"reasons": dict(silences)})
     reasons = Counter(row[DEAD_LETTER_COLUMNS.index("reason")] for row in changes.dead_letters)
     if reasons:
         _log.warning("requests that could not be placed are kept as dead letters", extra={"reasons": dict(reasons)})

@@ -8,16 +8,19 @@ from contextlib import contextmanager
 from sqlite3 import Error as SqliteError
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Integer, LargeBinary, Table, Text
+from sqlalchemy import Column, Integer, LargeBinary, Table, Text
 from sqlalchemy.exc import DBAPIError
 
 from billaged.aggregator.buckets import BucketClock
 from billaged.aggregator.changes import Checkpoint
 from billaged.ledger import tables as t
 from billaged.model.errors import StorageError
-from billaged.model.records import FoldRules
+from billaged.model.records import CHAIN_BYTES, FoldRules
 
-_RESTORE: Final = "Restore a backup of the ledger."
+RESTORE_OR_FOLD: Final = (
+    "Restore a backup of the ledger, or fold the journal anew with 'billaged journal replay --into NEW' and put that in"
+    " its place with 'billaged ledger restore NEW'."
+)
 
 Rows = TypeVar("Rows", bound=Sequence[Sequence[Any]])
 
@@ -31,7 +34,7 @@ def readable() -> Iterator[None]:
     try:
         yield
     except (DBAPIError, SqliteError) as error:
-        raise StorageError(f"the ledger cannot be read: {reason_of(error)}.", _RESTORE) from error
+        raise StorageError(f"the ledger cannot be read: {reason_of(error)}.", RESTORE_OR_FOLD) from error
 
 
 def reason_of(error: DBAPIError | SqliteError) -> str:
@@ -51,7 +54,9 @@ def typed(table: Table, names: Collection[str], row: Sequence[Any]) -> Sequence[
         if not (isinstance(value, _python_type(column.type)) or (value is None and column.nullable)):
             keys = [column.name for column in table.primary_key]
             named = ", ".join(f"{key} {got!r}" for key, got in zip(names, row, strict=True) if key in keys)
-            raise StorageError(f"the ledger's {table.name} row ({named}) is damaged: {name} is {value!r}.", _RESTORE)
+            raise StorageError(
+                f"the ledger's {table.name} row ({named}) is damaged: {name} is {value!r}.", RESTORE_OR_FOLD
+            )
     return row
 
 
@@ -76,42 +81,116 @@ def checkpoint_of(row: Any) -> Checkpoint:
         StorageError: the checkpoint is none.
     """
     typed(t.checkpoint, row._fields, row)
-    return Checkpoint(row.position, row.window_number, row.window_start_ns, rules_of(row.rules), _clock_of(row.clock))
+    rules, book, clock, chain = rules_of(row.rules), book_of(row.rules), clock_of(row.clock), chain_of(row.chain)
+    return Checkpoint(
+        row.position, row.window_number, row.window_start_ns, rules, clock, chain, row.passed_ns, tuple(book)
+    )
 
 
 def rules_of(text: str | None) -> FoldRules | None:
-    """
+    """The rules in force; None before the first record of them.
+
     Raises:
         StorageError: these are no rules.
     """
     if text is None:
         return None
+    saved = _rules_saved(text)
+    # Earlier versions kept those in force only, and nothing around them.
+    return _checked_rules(saved["all"][saved["now"]] if "all" in saved else saved, text)
+
+
+def book_of(text: str | None) -> list[FoldRules]:
+    """All rules so far, each once; links name them by their place.
+
+    Raises:
+        StorageError: these are no rules.
+    """
+    if text is None:
+        return []
+    saved = _rules_saved(text)
+    return [_checked_rules(rules, text) for rules in saved["all"]] if "all" in saved else []
+
+
+def _rules_saved(text: str) -> dict[str, Any]:
     try:
-        rules = FoldRules(**json.loads(text))
-    except (ValueError, TypeError) as error:
+        saved = json.loads(text)
+    except ValueError as error:
         raise _damaged("rules", text) from error
-    if not all(isinstance(value, int) and value > 0 for value in rules):
+    if not isinstance(saved, dict):
+        raise _damaged("rules", text)
+    if "all" in saved:
+        every, now = saved["all"], saved.get("now")
+        if not (isinstance(every, list) and isinstance(now, int) and 0 <= now < len(every)):
+            raise _damaged("rules", text)
+    return saved
+
+
+def _checked_rules(saved: object, text: str) -> FoldRules:
+    try:
+        rules = FoldRules(**saved) if isinstance(saved, dict) else None
+    except TypeError as error:
+        raise _damaged("rules", text) from error
+    if rules is None or not all(type(value) is int and value > 0 for value in rules):
         raise _damaged("rules", text)
     return rules
 
 
-def _clock_of(text: str) -> BucketClock:
+def chain_of(value: object) -> bytes:
+    """
+    Raises:
+        StorageError: this is no chain.
+    """
+    if value is None:
+        return b""
+    if not isinstance(value, bytes) or len(value) != CHAIN_BYTES:
+        raise _damaged("chain", value)
+    return value
+
+
+def listed_vms(instance_id: str, text: str) -> list[str]:
+    """The VMs that an instance lists, sorted.
+
+    Raises:
+        StorageError: this is no list of ids.
+    """
+    try:
+        vm_ids = json.loads(text)
+    except ValueError:
+        vm_ids = None
+    if not isinstance(vm_ids, list) or not all(isinstance(vm_id, str) for vm_id in vm_ids):
+        raise StorageError(
+            f"the ledger's instances row (instance_id {instance_id!r}) is damaged: active_vms is {text!r}.",
+            RESTORE_OR_FOLD,
+        )
+    return vm_ids
+
+
+def clock_of(text: str) -> BucketClock:
+    """
+    Raises:
+        StorageError: this is no clock.
+    """
     try:
         saved = json.loads(text)
-        # Earlier versions took each tick's time for the time.
-        time_ns = saved["time_ns"] if "time_ns" in saved else saved["newest_edge_ns"] or None
-        waiting = tuple((edge, passed) for edge, passed in saved["waiting"])
-        clock = BucketClock(saved["closed_through_ns"], time_ns, saved.get("newest_sample_ns", 0), waiting)
+        saved["waiting"] = tuple((edge, passed) for edge, passed in saved["waiting"])
+        clock = BucketClock(**saved)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged("clock", text) from error
-    numbers = (clock.closed_through_ns, clock.time_ns or 0, clock.newest_sample_ns, *sum(waiting, ()))
+    times = (clock.closed_through_ns, clock.time_ns or 0, clock.newest_sample_ns, clock.latest_ns or 0)
+    numbers = (*times, *sum(clock.waiting, ()))
     if not all(isinstance(number, int) for number in numbers):
         raise _damaged("clock", text)
     return clock
 
 
-def _damaged(column: str, text: str) -> StorageError:
-    return StorageError(f"the ledger's checkpoint is damaged: its {column} is {text!r}.", _RESTORE)
+def _damaged(column: str, text: object) -> StorageError:
+    return StorageError(f"the ledger's checkpoint is damaged: its {column} is {text!r}.", RESTORE_OR_FOLD)
+
+
+def types_of(column: Column[Any]) -> set[type]:
+    """What a value of this column may be."""
+    return {_python_type(column.type), type(None)} if column.nullable else {_python_type(column.type)}
 
 
 def _python_type(column_type: object) -> type:

@@ -7,13 +7,14 @@ checkpoint, the epoch, and the packed state (whose meaning the other columns car
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import ColumnElement, Connection, Engine, Table, func, select
 
 from billaged.aggregator import changes as c
 from billaged.ledger import tables as t
 from billaged.ledger.checked import typed
+from billaged.model.time import HOUR_NANOS
 
 _SESSIONS: Final = tuple(name for name in c.SESSION_COLUMNS if name not in ("newest", "state"))
 
@@ -22,28 +23,64 @@ DUMPED: Final = {
     "facts": (t.facts, c.FACT_COLUMNS, 4),
     "corrections": (t.corrections, c.CORRECTION_COLUMNS, 5),
     "gaps": (t.gaps, c.GAP_COLUMNS, 3),
-    "anomalies": (t.anomalies, c.ANOMALY_COLUMNS, 3),
+    "anomalies": (t.anomalies, c.ANOMALY_COLUMNS, 5),
     "dead_letters": (t.dead_letters, ("sequence", "kind", "reason"), 1),
     "instances": (t.instances, c.INSTANCE_COLUMNS, 1),
+    "silences": (t.silences, c.SILENCE_COLUMNS, 3),
     "reported_gaps": (t.reported_gaps, c.REPORTED_GAP_COLUMNS, 1),
     "tallies": (t.tallies, ("name", "value"), 1),
 }
+# No row of these is ever changed.
+_ONLY_ADDED_TO: Final = (t.corrections, t.anomalies, t.dead_letters, t.reported_gaps)
+# No bucket is longer: the setting allows no more.
+BUCKET_MAX_NANOS: Final = HOUR_NANOS
 
 
-def dump_rows(ledger: Engine | Connection, table: str) -> Iterator[tuple[Any, ...]]:
+class Since(NamedTuple):
+    """A position of the ledger, and up to where buckets were closed there: rows that came later, or could change."""
+
+    position: int
+    closed_through_ns: int
+
+
+def dump_rows(ledger: Engine | Connection, table: str, since: Since | None = None) -> Iterator[tuple[Any, ...]]:
     """The rows of one table in the order of its key. Over one connection all tables are of one moment.
+
+    ``since`` leaves out rows that cannot have changed, of tables whose rows say so: facts, and what is only added to.
 
     Raises:
         StorageError: a value is not of its column's type.
     """
     if isinstance(ledger, Engine):
         with ledger.connect() as connection:
-            yield from dump_rows(connection, table)
+            yield from dump_rows(connection, table, since)
         return
     source, names, key_length = DUMPED[table]
     columns = [source.c[name] for name in names]
-    for row in ledger.execute(select(*columns).order_by(*columns[:key_length])):
+    query = select(*columns).where(*_later(source, since)).order_by(*columns[:key_length])
+    for row in ledger.execute(query):
         yield tuple(typed(source, names, row))
+
+
+def count_earlier(ledger: Connection, table: str, since: Since) -> int:
+    """The rows that ``dump_rows`` leaves out."""
+    source, _, _ = DUMPED[table]
+    count = select(func.count()).select_from(source)
+    left_out = ledger.scalar(count) or 0
+    return int(left_out) - int(ledger.scalar(count.where(*_later(source, since))) or 0)
+
+
+def _later(source: Table, since: Since | None) -> list[ColumnElement[bool]]:
+    if since is None:
+        return []
+    if source is t.facts:
+        start = source.c.bucket_start_ns
+        # The first condition is for the index.
+        latest_ns = since.closed_through_ns - BUCKET_MAX_NANOS
+        return [start > latest_ns, start + source.c.bucket_ns > since.closed_through_ns]
+    if source in _ONLY_ADDED_TO:
+        return [source.c.sequence > since.position]
+    return []
 
 
 def dump(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:

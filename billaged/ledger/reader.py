@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, false, func, or_, select
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, false, func, or_, select, true
 from sqlalchemy.exc import DBAPIError
 
 from billaged.ledger import tables as t
-from billaged.ledger.checked import reason_of, rules_of, typed, typed_rows
+from billaged.ledger.checked import (
+    book_of,
+    chain_of,
+    clock_of,
+    listed_vms,
+    reason_of,
+    rules_of,
+    typed,
+    typed_rows,
+)
 from billaged.ledger.database import open_for_reading
-from billaged.ledger.dump import dump_rows
-from billaged.ledger.views import Gap, Grouping, LedgerPosition, Part, ReportedGap, Session, Span, Subject
+from billaged.ledger.dump import Since, count_earlier, dump_rows
+from billaged.ledger.views import (
+    Gap,
+    Grouping,
+    LedgerPosition,
+    Outside,
+    Part,
+    ReportedGap,
+    Session,
+    Silence,
+    Span,
+    Subject,
+)
 from billaged.model.errors import StorageError
 from billaged.model.quantity import MemoryTime, Usage
 from billaged.model.records import COUNTER_FIELDS, FoldRules
@@ -25,7 +45,8 @@ _LOW_MASK: Final = 2**_LOW_BITS - 1
 _SUMMED: Final = (*COUNTER_FIELDS, "memory_mib_seconds", "memory_rest_byte_nanos", "measured_ns", "samples")
 # No bucket is longer: the setting allows no more.
 _BUCKET_MAX_NANOS: Final = HOUR_NANOS
-
+# Nobody said when these sessions ended.
+_ENDED_UNSEEN: Final = ("missed_stop", "vanished")
 
 _GROUPS: Final[dict[Grouping, tuple[str, ...]]] = {
     "vm": ("vm_id",),
@@ -75,11 +96,29 @@ class LedgerReader:
         row = connection.execute(select(t.checkpoint)).one_or_none()
         # A ledger that no daemon has taken up yet is empty.
         self.position = LedgerPosition("", 0) if row is None else LedgerPosition(row.journal_id, row.position)
+        # The journal's chain at the position; empty before the first chained row.
+        self.chain = b"" if row is None else chain_of(row.chain)
         self.rules = FoldRules() if row is None else rules_of(row.rules) or FoldRules()
+        # Whether it was folded by the rules of this version: those before kept no book of them.
+        self.is_of_this_version = row is None or row.rules is None or bool(book_of(row.rules))
+        self._clock = None if row is None else row.clock
 
-    def dump_rows(self, table: str) -> Iterator[tuple[Any, ...]]:
-        """A table of the canonical dump (``dump.DUMPED``)."""
-        return dump_rows(self._connection, table)
+    @property
+    def closed_through_ns(self) -> int:
+        """Buckets that end there or before are closed.
+
+        Raises:
+            StorageError: the ledger's clock is damaged, or of an earlier version.
+        """
+        return 0 if self._clock is None else clock_of(self._clock).closed_through_ns
+
+    def dump_rows(self, table: str, since: Since | None = None) -> Iterator[tuple[Any, ...]]:
+        """A table of the canonical dump (``dump.DUMPED``), or what of it can have changed since."""
+        return dump_rows(self._connection, table, since)
+
+    def count_earlier(self, table: str, since: Since) -> int:
+        """How many rows ``dump_rows`` leaves out."""
+        return count_earlier(self._connection, table, since)
 
     # --- sessions ----------------------------------------------------------------
 
@@ -194,6 +233,55 @@ class LedgerReader:
         gaps = [ReportedGap(*row) for row in rows]
         return [gap for gap in gaps if subject.customer_id in (None, gap.customer_id)]
 
+    def outside(self, subject: Subject, span: Span) -> list[Outside]:
+        """What lies between a session that ended unseen and the VM's next one, where it overlaps the span."""
+        ended, other = t.sessions, t.sessions.alias("other")
+        following = (
+            select(func.min(other.c.start_ns))
+            .where(
+                other.c.vm_id == ended.c.vm_id, other.c.ordinal != ended.c.ordinal, other.c.start_ns >= ended.c.end_ns
+            )
+            .scalar_subquery()
+        )
+        names = ("vm_id", "ordinal", "customer_id", "end_kind", "end_ns")
+        query = select(*(ended.c[name] for name in names), following).where(
+            *_named(subject, ended), ended.c.end_kind.in_(_ENDED_UNSEEN), ended.c.end_ns < span.to_ns
+        )
+        rows: Sequence[Any] = self._connection.execute(query).all()
+        typed_rows(ended, names, [row[:-1] for row in rows])
+        found = [Outside(*row) for row in rows]
+        return [each for each in found if each.end_ns is None or each.end_ns > max(each.start_ns, span.from_ns)]
+
+    # --- silences ----------------------------------------------------------------
+
+    def silences(self, subject: Subject, span: Span) -> list[Silence]:
+        """Those of the subject's VMs, and of all VMs, that overlap the span, by VM and start."""
+        table = t.silences
+        query = (
+            select(*(table.c[name] for name in Silence._fields))
+            .where(
+                or_(and_(true(), *_vms_of(subject, table)), table.c.vm_id == ""),
+                table.c.start_ns < span.to_ns,
+                or_(table.c.end_ns.is_(None), table.c.end_ns > span.from_ns),
+            )
+            .order_by(table.c.vm_id, table.c.start_ns, table.c.reason)
+        )
+        rows = typed_rows(table, Silence._fields, self._connection.execute(query).all())
+        return [Silence(*row) for row in rows]
+
+    def instances_of(self, vm_ids: Collection[str]) -> dict[str, list[str]]:
+        """The instances that list each of these VMs, by id; VMs that none lists are left out."""
+        found: dict[str, list[str]] = {}
+        if not vm_ids:
+            return found
+        names = ("instance_id", "active_vms")
+        query = select(*(t.instances.c[name] for name in names)).order_by(t.instances.c.instance_id)
+        wanted = set(vm_ids)
+        for row in typed_rows(t.instances, names, self._connection.execute(query).all()):
+            for vm_id in wanted.intersection(listed_vms(*row)):
+                found.setdefault(vm_id, []).append(row[0])
+        return found
+
     # --- anomalies ---------------------------------------------------------------
 
     def anomalies(self, subject: Subject, span: Span) -> Iterator[Anomaly]:
@@ -248,9 +336,17 @@ def _is_utf8(text: str) -> bool:
 def _of(subject: Subject, table: FromClause) -> list[ColumnElement[bool]]:
     """The subject's rows of a table that is indexed by VM: a customer's are found through its VMs."""
     conditions = _named(subject, table)
-    if subject.customer_id is not None and subject.vm_id is None:
-        vms = select(t.sessions.c.vm_id).where(t.sessions.c.customer_id == subject.customer_id)
-        conditions.append(table.c.vm_id.in_(vms))
+    if subject.vm_id is None:
+        conditions += _vms_of(subject, table)
+    return conditions
+
+
+def _vms_of(subject: Subject, table: FromClause) -> list[ColumnElement[bool]]:
+    """The rows of the subject's VMs, whosever they are."""
+    conditions = _named(subject._replace(customer_id=None), table)
+    if subject.vm_id is None and subject.customer_id is not None:
+        sessions = _named(subject, t.sessions)
+        conditions.append(table.c.vm_id.in_(select(t.sessions.c.vm_id).where(*sessions)))
     return conditions
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Select, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Engine, Select, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from billaged.aggregator import changes as c
 from billaged.aggregator.changes import Checkpoint, LedgerChanges, Row
+from billaged.aggregator.persistence import of_another_version
+from billaged.aggregator.timeline import KEPT_MAX
 from billaged.ledger import tables as t
 from billaged.ledger.bulk import replacing, write_rows
-from billaged.ledger.checked import checkpoint_of, readable, typed_rows
+from billaged.ledger.checked import checkpoint_of, listed_vms, readable, typed_rows
+from billaged.ledger.forgetting import Forgetting
 from billaged.model.errors import DurabilityLost, StorageError
 from billaged.model.quantity import REST_PER_MIB_SECOND
-from billaged.model.records import COUNTER_FIELDS
+from billaged.model.records import COUNTER_FIELDS, FoldRules
 
 _PART: Final = 0
 _ASK_VMS: Final = 500
@@ -40,6 +43,10 @@ _ADDING: Final = ", ".join(
     ]
 )
 _ADD_FACT: Final = f"ON CONFLICT (bucket_start_ns, bucket_ns, vm_id, ordinal) DO UPDATE SET {_ADDING}"
+# An end is told once; who opened it is told first.
+_END_SILENCE: Final = (
+    "ON CONFLICT (vm_id, start_ns, reason) DO UPDATE SET end_ns = COALESCE(silences.end_ns, excluded.end_ns)"
+)
 _ADD_TALLY: Final = "ON CONFLICT (name) DO UPDATE SET value = tallies.value + excluded.value"
 
 
@@ -55,6 +62,7 @@ class LedgerStore:
             StorageError: the ledger belongs to another journal, or is damaged.
         """
         self._engine = engine
+        self._forgetting = Forgetting()
         # A ledger in memory is one connection, and one transaction at a time; files have one for each thread.
         in_memory = isinstance(engine.pool, StaticPool)
         self._alone: AbstractContextManager[Any] = threading.Lock() if in_memory else nullcontext()
@@ -71,8 +79,11 @@ class LedgerStore:
                     f"the ledger was folded from journal {row.journal_id}, but the journal beside it is {journal_id}.",
                     "Put back the journal.db that belongs to it, or move ledger.db away to fold this journal anew.",
                 )
-            self._epoch = row.epoch + 1
             self._checkpoint = checkpoint_of(row)
+            if self._checkpoint.rules is not None and not self._checkpoint.book:
+                # Before there were timelines, a ledger kept the rules in force only.
+                raise of_another_version()
+            self._epoch = row.epoch + 1
             connection.execute(update(t.checkpoint).values(epoch=self._epoch))
 
     def checkpoint(self) -> Checkpoint:
@@ -83,6 +94,7 @@ class LedgerStore:
             with self._alone, self._engine.begin() as connection:
                 self._advance(connection, changes)
                 _write(connection, changes)
+                self._forgetting.run(connection, changes.checkpoint.clock)
         except DBAPIError as error:
             raise DurabilityLost(
                 f"the ledger cannot be committed: {error.orig}.", "See the disk and restart."
@@ -116,6 +128,51 @@ class LedgerStore:
                 rows += connection.execute(query).all()
         return [tuple(row) for row in typed_rows(t.sessions, c.SESSION_COLUMNS, rows)]
 
+    def sessions(self, ordinals: Mapping[str, Collection[int]]) -> Sequence[Row]:
+        """These sessions, by VM and ordinal, as ``SESSION_COLUMNS``; those that are there.
+
+        Raises:
+            StorageError: a row is damaged, or cannot be read.
+        """
+        keys = [(vm_id, ordinal) for vm_id, numbers in ordinals.items() for ordinal in sorted(numbers)]
+        rows: list[Any] = []
+        with readable(), self._alone, self._engine.connect() as connection:
+            for start in range(0, len(keys), _ASK_VMS):
+                wanted = tuple_(t.sessions.c.vm_id, t.sessions.c.ordinal).in_(keys[start : start + _ASK_VMS])
+                rows += connection.execute(_session_rows().where(wanted)).all()
+        return [tuple(row) for row in typed_rows(t.sessions, c.SESSION_COLUMNS, rows)]
+
+    def kept_instants(self, vm_ids: Collection[str]) -> Sequence[Row]:
+        """Of each of these VMs the newest 4,096 of its newest timeline, as ``KEPT_INSTANT_COLUMNS``, by time.
+
+        Raises:
+            StorageError: a row is damaged, or cannot be read.
+        """
+        kept = t.kept_instants.c
+        columns = [kept[name] for name in c.KEPT_INSTANT_COLUMNS]
+        newest = select(func.max(kept.timeline)).where(kept.vm_id == bindparam("vm")).scalar_subquery()
+        query = select(*columns).where(kept.vm_id == bindparam("vm"), kept.timeline == newest)
+        query = query.order_by(kept.time_ns.desc()).limit(KEPT_MAX)
+        rows: list[Any] = []
+        with readable(), self._alone, self._engine.connect() as connection:
+            for vm_id in vm_ids:
+                rows += reversed(connection.execute(query, {"vm": vm_id}).all())
+        return [tuple(row) for row in typed_rows(t.kept_instants, c.KEPT_INSTANT_COLUMNS, rows)]
+
+    def vms_with_kept_instants(self, vm_ids: Collection[str]) -> Collection[str]:
+        """Those of these VMs of which there are kept instants.
+
+        Raises:
+            StorageError: a row cannot be read.
+        """
+        wanted = list(vm_ids)
+        found: set[str] = set()
+        with readable(), self._alone, self._engine.connect() as connection:
+            for start in range(0, len(wanted), _ASK_VMS):
+                among = t.kept_instants.c.vm_id.in_(wanted[start : start + _ASK_VMS])
+                found.update(connection.scalars(select(t.kept_instants.c.vm_id).where(among).distinct()))
+        return found
+
     def running_sessions(self) -> Iterable[Sequence[Row]]:
         """
         Raises:
@@ -128,6 +185,16 @@ class LedgerStore:
             cursor: Any = connection.exec_driver_sql(query).cursor
             while rows := cursor.fetchmany(_LOAD_ROWS):
                 yield typed_rows(t.sessions, c.SESSION_COLUMNS, rows)
+
+    def instances(self) -> Sequence[Row]:
+        """
+        Raises:
+            StorageError: a row is damaged, or cannot be read.
+        """
+        query = select(*(t.instances.c[name] for name in c.INSTANCE_COLUMNS))
+        with readable(), self._engine.connect() as connection:
+            rows = typed_rows(t.instances, c.INSTANCE_COLUMNS, connection.execute(query).all())
+        return [(row[0], row[1], listed_vms(row[0], row[2]), *row[3:]) for row in rows]
 
     def close(self) -> None:
         self._engine.dispose()
@@ -156,6 +223,16 @@ def _write(connection: Connection, changes: LedgerChanges) -> None:
     write_rows(
         connection, t.instances, c.INSTANCE_COLUMNS, changes.instances, replacing(t.instances, c.INSTANCE_COLUMNS)
     )
+    write_rows(connection, t.silences, c.SILENCE_COLUMNS, changes.silences, _END_SILENCE)
+    if changes.kept_no_more:
+        gone = delete(t.kept_instants).where(
+            t.kept_instants.c.vm_id == bindparam("vm"),
+            t.kept_instants.c.timeline == bindparam("nth"),
+            t.kept_instants.c.time_ns == bindparam("time"),
+        )
+        connection.execute(gone, [dict(zip(("vm", "nth", "time"), key, strict=True)) for key in changes.kept_no_more])
+    replaced = replacing(t.kept_instants, c.KEPT_INSTANT_COLUMNS)
+    write_rows(connection, t.kept_instants, c.KEPT_INSTANT_COLUMNS, changes.kept_instants, replaced)
     write_rows(connection, t.reported_gaps, c.REPORTED_GAP_COLUMNS, changes.reported_gaps)
     tallies = [(name, value) for name, value in sorted(changes.tallies.items()) if value]
     write_rows(connection, t.tallies, ("name", "value"), tallies, _ADD_TALLY)
@@ -166,6 +243,14 @@ def _columns_of(checkpoint: Checkpoint) -> dict[str, object]:
         "position": checkpoint.position,
         "window_number": checkpoint.window_number,
         "window_start_ns": checkpoint.window_start_ns,
-        "rules": None if checkpoint.rules is None else json.dumps(checkpoint.rules._asdict()),
+        "rules": None if checkpoint.rules is None else _rules_text(checkpoint.rules, checkpoint.book),
         "clock": json.dumps(checkpoint.clock._asdict()),
+        "chain": checkpoint.chain or None,
+        "passed_ns": checkpoint.passed_ns,
     }
+
+
+def _rules_text(rules: FoldRules, book: Sequence[FoldRules]) -> str:
+    """All of them, and the place of those in force."""
+    every = list(book) or [rules]
+    return json.dumps({"now": every.index(rules), "all": [each._asdict() for each in every]})

@@ -48,6 +48,10 @@ checkpoint: Final = Table(
     _int("window_start_ns"),
     _text("rules", null=True),
     _text("clock"),
+    # The journal's chain at the position; none before the first chained row.
+    Column("chain", LargeBinary, nullable=True),
+    # The lengths of all ticks so far: what silence is counted in.
+    _int("passed_ns"),
 )
 
 sessions: Final = Table(
@@ -104,6 +108,8 @@ corrections: Final = Table(
     _int("ordinal", key=True),
     _text("customer_id"),
     *_usage(),
+    # Why: the ways in which the record changed it (docs/billing-semantics.md).
+    _text("cause"),
     Index("corrections_by_vm", "vm_id", "bucket_start_ns"),
 )
 
@@ -128,9 +134,9 @@ anomalies: Final = Table(
     _int("sequence", key=True),
     _int("item", key=True),
     _text("kind", key=True),
-    _text("vm_id"),
+    _text("vm_id", key=True),
+    _int("at_ns", key=True),
     _int("ordinal"),
-    _int("at_ns"),
     _text("detail"),
     Index("anomalies_by_vm", "vm_id", "at_ns"),
 )
@@ -146,13 +152,39 @@ dead_letters: Final = Table(
     Column("payload", LargeBinary, nullable=False),
 )
 
-# Host agents: when each was last heard, and the VMs it listed (a JSON list).
+# Host agents: when each was last heard (by the clock, and in seconds of ticks), and the VMs it listed (a JSON list).
 instances: Final = Table(
     "instances",
     metadata,
     _text("instance_id", key=True),
     _int("last_seen_ns"),
     _text("active_vms"),
+    _int("heard_seconds"),
+    _int("silent"),
+)
+
+# What is kept of each VM's timeline, so that a point that comes late finds its place.
+kept_instants: Final = Table(
+    "kept_instants",
+    metadata,
+    _text("vm_id", key=True),
+    _int("timeline", key=True),
+    _int("time_ns", key=True),
+    # Packed (aggregator/instant.py).
+    Column("content", LargeBinary, nullable=False),
+    Index("kept_instants_by_time", "time_ns"),
+)
+
+# When and why a VM was not heard; without an end while it still is not. All VMs at once where the id is empty.
+silences: Final = Table(
+    "silences",
+    metadata,
+    _text("vm_id", key=True),
+    _int("start_ns", key=True),
+    _text("reason", key=True),
+    _int("end_ns", null=True),
+    # The journal row that told.
+    _int("sequence"),
 )
 
 reported_gaps: Final = Table(

@@ -70,6 +70,28 @@ class ReportedGap(NamedTuple):
     customer_id: str | None
 
 
+class Silence(NamedTuple):
+    """When and why a VM was not heard: all VMs where the id is empty. No end while it still is not."""
+
+    vm_id: str
+    start_ns: int
+    reason: str
+    end_ns: int | None
+    sequence: int
+
+
+class Outside(NamedTuple):
+    """The time after a session that ended unseen, up to the VM's next one; no end where there is none yet."""
+
+    vm_id: str
+    ordinal: int
+    customer_id: str
+    # How the session ended: missed_stop or vanished.
+    end_kind: str
+    start_ns: int
+    end_ns: int | None
+
+
 class Part(NamedTuple):
     """Measured usage of one VM. What it was not grouped by is 0."""
 

@@ -1,7 +1,7 @@
 """Records: what one journal row holds, once decoded.
 
-The first five come from callers, one for each RPC; ``Tick`` and ``FoldRules`` are
-the daemon's own, journaled because the fold depends on them: the same journal
+The first five come from callers, one for each RPC; ``Tick``, ``FoldRules`` and ``Resumed``
+are the daemon's own, journaled because the fold depends on them: the same journal
 gives the same ledger, whenever and wherever it is folded.
 """
 
@@ -24,6 +24,7 @@ class Kind(IntEnum):
     POSSIBLE_GAP = 5
     TICK = 64
     RULES = 65
+    RESUMED = 66
 
 
 # One sample is seven int64 in this order. The five counters stand together so that
@@ -42,6 +43,9 @@ COUNTER_FIELDS: Final = SAMPLE_FIELDS[2:]
 COUNTERS: Final = len(COUNTER_FIELDS)
 
 MAX_MEMORY_BYTES: Final = 2**48
+
+# Of a journal row's chain value.
+CHAIN_BYTES: Final = 32
 
 
 class MetricsBatch(NamedTuple):
@@ -103,7 +107,14 @@ class FoldRules(NamedTuple):
     max_gigabytes_per_second: int = 50
 
 
-Record = MetricsBatch | Heartbeat | VmStarted | VmStopped | PossibleGap | Tick | FoldRules
+class Resumed(NamedTuple):
+    """billaged took nothing in ``[down_from_ns, up_ns)``: it was not running, or it refused."""
+
+    down_from_ns: int
+    up_ns: int
+
+
+Record = MetricsBatch | Heartbeat | VmStarted | VmStopped | PossibleGap | Tick | FoldRules | Resumed
 
 
 class JournalEntry(NamedTuple):
@@ -115,3 +126,5 @@ class JournalEntry(NamedTuple):
     caller: str
     payload: bytes
     record: Record
+    # What the journal chains the row with (intake/chain.py); empty for rows of before there was a chain.
+    chain: bytes = b""

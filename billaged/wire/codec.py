@@ -21,6 +21,7 @@ from billaged.model.records import (
     MetricsBatch,
     PossibleGap,
     Record,
+    Resumed,
     Tick,
     VmStarted,
     VmStopped,
@@ -96,6 +97,7 @@ _DECODERS: Final[dict[Kind, Callable[[bytes], Record]]] = {
     Kind.POSSIBLE_GAP: _decoder(pb.NotifyPossibleGapRequest.FromString, possible_gap_from_message),
     Kind.TICK: lambda payload: Tick(**json.loads(payload)),
     Kind.RULES: lambda payload: FoldRules(**json.loads(payload)),
+    Kind.RESUMED: lambda payload: Resumed(**json.loads(payload)),
 }
 
 _KINDS: Final[dict[type, Kind]] = {
@@ -106,6 +108,7 @@ _KINDS: Final[dict[type, Kind]] = {
     PossibleGap: Kind.POSSIBLE_GAP,
     Tick: Kind.TICK,
     FoldRules: Kind.RULES,
+    Resumed: Kind.RESUMED,
 }
 
 
@@ -123,6 +126,6 @@ def decode(kind: Kind, payload: bytes) -> Record:
     return _DECODERS[kind](payload)
 
 
-def encode_own(record: Tick | FoldRules) -> bytes:
+def encode_own(record: Tick | FoldRules | Resumed) -> bytes:
     """The journal payload of one of the daemon's own records."""
     return json.dumps(record._asdict(), separators=(",", ":")).encode()

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from auditor import invariants
 from auditor.books import Books
-from auditor.columns import COLUMNS
+from auditor.columns import COLUMNS, KEY_LENGTHS
+from auditor.hearing import Hearing
 from auditor.invariants import Named, Row, Tables
-from auditor.session import Session
+from auditor.text import canonical_json
 from auditor.usage import Usage
+from auditor.vm import Session
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,20 @@ class Bill:
     def of(
         cls,
         books: Books,
-        sessions: Mapping[str, Sequence[Session]],
-        instances: Mapping[str, tuple[int, str]],
+        sessions: Mapping[str, Mapping[int, Session]],
+        hearing: Hearing,
         reported_gaps: Sequence[tuple[int, str, int, int]],
     ) -> Bill:
         tables: Tables = {
-            "sessions": [_session_row(session) for lives in sessions.values() for session in lives],
+            "sessions": [
+                _session_row(books, vm_id, ordinal, session)
+                for vm_id, numbered in sessions.items()
+                for ordinal, session in numbered.items()
+            ],
             "facts": [(*key, *_quantities(usage)) for key, usage in books.facts.items()],
             "corrections": [
-                (sequence, *key, *_quantities(usage)) for (sequence, key), usage in books.corrections.items()
+                (sequence, *key, *_quantities(usage), "+".join(sorted(books.causes[sequence, key])))
+                for (sequence, key), usage in books.corrections.items()
             ],
             "gaps": [
                 (*key, gap.end_ns, gap.kind, gap.customer_id, *gap.counters, gap.sequence)
@@ -40,11 +47,15 @@ class Bill:
             ],
             "anomalies": [tuple(anomaly) for anomaly in books.anomalies],
             "dead_letters": list(books.dead_letters),
-            "instances": [(instance_id, *seen) for instance_id, seen in instances.items()],
+            "instances": [
+                (key, each.last_seen_ns, canonical_json(each.vm_ids), each.heard_seconds, int(each.silent))
+                for key, each in hearing.instances.items()
+            ],
+            "silences": [(*key, silence.end_ns, silence.sequence) for key, silence in hearing.silences.items()],
             "reported_gaps": list(reported_gaps),
             "tallies": [(name, value) for name, value in books.tallies.items() if value > 0],
         }
-        return cls({name: sorted(rows) for name, rows in tables.items()})
+        return cls({name: sorted(rows, key=lambda row: row[: KEY_LENGTHS[name]]) for name, rows in tables.items()})
 
     def dump(self) -> Tables:
         return {name: list(rows) for name, rows in self.tables.items()}
@@ -75,21 +86,21 @@ def _quantities(usage: Usage) -> Row:
     return (*usage.counters, *usage.memory_columns, usage.measured_ns, usage.samples, usage.memory_peak_bytes)
 
 
-def _session_row(session: Session) -> Row:
-    totals = session.totals
+def _session_row(books: Books, vm_id: str, ordinal: int, session: Session) -> Row:
+    totals, life = books.totals.get((vm_id, ordinal), Usage()), session.life
     return (
-        session.vm_id,
-        session.ordinal,
+        vm_id,
+        ordinal,
         session.customer_id,
-        session.start_ns,
-        int(session.explicit),
-        session.last_ns,
-        session.end_ns,
-        session.end_kind,
+        life.start_ns,
+        int(life.explicit),
+        life.last_ns,
+        life.end_ns,
+        life.end_kind,
         *totals.counters,
         *totals.memory_columns,
         totals.measured_ns,
-        session.gap_ns,
+        books.gap_ns[vm_id, ordinal],
         totals.samples,
         totals.memory_peak_bytes,
     )

@@ -49,6 +49,8 @@ class BucketClock:
     def __init__(self) -> None:
         # What is taken for the time: a tick's, but no later than ticks and samples make it.
         self.now_ns: int | None = None
+        # The latest that it has ever been.
+        self.latest_ns: int | None = None
         self.newest_sample_ns: int | None = None
         # Edges that a tick saw ended and that are not closed yet, and the ticks' length since then.
         self.waited_ns: dict[int, int] = {}
@@ -61,6 +63,7 @@ class BucketClock:
 
     def tick(self, tick: Tick, bucket_ns: int) -> None:
         self.now_ns = self._believed(tick)
+        self.latest_ns = self.now_ns if self.latest_ns is None else max(self.latest_ns, self.now_ns)
         for edge in list(self.waited_ns):
             if edge > self.now_ns:
                 del self.waited_ns[edge]

@@ -11,6 +11,7 @@ from auditor.events import (
     Event,
     Heartbeat,
     PossibleGap,
+    Resumed,
     Rules,
     Sample,
     Started,
@@ -40,9 +41,15 @@ def to_record(what: What) -> tuple[records.Record, bytes]:
     if isinstance(what, PossibleGap):
         gap = pb.NotifyPossibleGapRequest(vm_id=what.vm_id, last_sent=what.last_sent_ns, resume_time=what.resume_ns)
         return records.PossibleGap(*what), gap.SerializeToString()
-    own: records.Tick | records.FoldRules
-    own = records.Tick(*what) if isinstance(what, Tick) else records.FoldRules(*what)
+    own = _own(what)
     return own, codec.encode_own(own)
+
+
+def _own(what: Tick | Rules | Resumed) -> records.Tick | records.FoldRules | records.Resumed:
+    """What the daemon itself writes."""
+    if isinstance(what, Tick):
+        return records.Tick(*what)
+    return records.Resumed(*what) if isinstance(what, Resumed) else records.FoldRules(*what)
 
 
 def to_entry(event: Event) -> records.JournalEntry:
@@ -87,6 +94,8 @@ def to_what(record: records.Record) -> What:
         return Tick(*record)
     if isinstance(record, records.FoldRules):
         return Rules(*record)
+    if isinstance(record, records.Resumed):
+        return Resumed(*record)
     raise TypeError(f"no event for {record!r}")
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 SECOND_NS = 1_000_000_000
 MINUTE_NS = 60 * SECOND_NS
 HOUR_NS = 60 * MINUTE_NS
+DAY_NS = 24 * HOUR_NS
 
 COUNTER_NAMES = ("cpu_time_ns", "disk_read_bytes", "disk_write_bytes", "network_rx_bytes", "network_tx_bytes")
 
@@ -79,7 +80,14 @@ class Rules(NamedTuple):
     max_gigabytes_per_second: int = 50
 
 
-What = Batch | Started | Stopped | Heartbeat | PossibleGap | Tick | Rules
+class Resumed(NamedTuple):
+    """Nothing could be taken from the one time to the other."""
+
+    down_from_ns: int
+    up_ns: int
+
+
+What = Batch | Started | Stopped | Heartbeat | PossibleGap | Tick | Rules | Resumed
 
 
 class Event(NamedTuple):

@@ -2,8 +2,9 @@
 
 A journal is a list of events that the doors would have let through (ids, ranges),
 and nothing more is promised of it: samples repeat, contradict, come late, jump and
-fall; starts and stops come early, doubled, from the past and for other owners;
-ticks have odd lengths; the rules change on the way.
+fall; they are held up and come after what they lie before; starts and stops come
+early, doubled, from the past and for other owners; instances list VMs and forget
+them; ticks have odd lengths; the rules change on the way; the daemon is away.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from auditor.events import (
     Event,
     Heartbeat,
     PossibleGap,
+    Resumed,
     Rules,
     Sample,
     Started,
@@ -31,12 +33,15 @@ from auditor.events import (
 from auditor.machine import EPOCH_NS, Machine
 
 CUSTOMERS = ("acme", "globex")
-INSTANCES = ("host-1", "host-2")
+INSTANCES = ("host-1", "host-2", "host-3")
 CALLERS = ("", "spiffe://example.org/metald")
 
 _THRESHOLDS_NS = (15 * MINUTE_NS, MINUTE_NS, 3 * MINUTE_NS, 4 * HOUR_NS, SECOND_NS, 48 * HOUR_NS)
 _BUCKETS_NS = (HOUR_NS, MINUTE_NS, 5 * MINUTE_NS, 15 * MINUTE_NS, 30 * MINUTE_NS)
-_TICK_LENGTHS_NS = (MINUTE_NS, 10 * MINUTE_NS, 10 * MINUTE_NS - 1, 0, SECOND_NS, HOUR_NS, 7 * MINUTE_NS + 13)
+_TICK_LENGTHS_NS = (
+    *(MINUTE_NS, 10 * MINUTE_NS, 10 * MINUTE_NS - 1, 0, SECOND_NS, HOUR_NS, 7 * MINUTE_NS + 13),
+    *(90 * SECOND_NS, 90 * SECOND_NS - 1, 15 * MINUTE_NS, HOUR_NS),
+)
 
 
 def seeded_journal(seed: int, events: int = 60, machines: int | None = None) -> list[Event]:
@@ -66,17 +71,24 @@ class Fleet:
         self._wall_ns = EPOCH_NS
         count = chooser.between(1, 6) if machines is None else machines
         self._machines = [Machine(chooser, f"vm-{number}", chooser.pick(CUSTOMERS)) for number in range(1, count + 1)]
+        # What each instance lists, and which samples each machine's network holds up.
+        self._lists: dict[str, set[str]] = {}
+        self._held: dict[str, list[Sample]] = {}
         # The dull ones first, and as often as a real journal has them.
         self._acts: tuple[Callable[[Machine], What], ...] = (
             *[self._sampled] * 6,
             *[self._mixed] * 3,
             self._retried,
             self._of_another_owner,
+            *[self._in_disorder] * 2,
+            *[self._released] * 3,
             *[self._started] * 3,
             *[self._stopped] * 3,
             *[self._ticked] * 3,
-            self._beaten,
+            *[self._beaten] * 4,
             self._gap_reported,
+            self._resumed,
+            *[self._quiet] * 3,
             self._ruled,
         )
 
@@ -108,6 +120,21 @@ class Fleet:
         for _ in range(self._chooser.between(1, 3)):
             samples.insert(self._chooser.between(0, len(samples)), machine.stray_sample(self._rules))
         return self._batch(machine, samples[:: self._chooser.pick((1, -1))])
+
+    def _in_disorder(self, machine: Machine) -> Batch:
+        """The newest first, and the others in a batch to come."""
+        samples = [machine.next_sample(self._rules) for _ in range(self._chooser.between(2, 5))]
+        self._held[machine.vm_id] = samples[:-1]
+        return self._batch(machine, samples[-1:])
+
+    def _released(self, machine: Machine) -> Batch:
+        """What was held back, whole or in parts."""
+        held = self._held.get(machine.vm_id)
+        if not held:
+            return self._mixed(machine)
+        count = self._chooser.pick((len(held), 1))
+        self._held[machine.vm_id] = held[count:]
+        return self._batch(machine, held[:count][:: self._chooser.pick((1, -1))])
 
     def _retried(self, machine: Machine) -> Batch:
         if not machine.batches:
@@ -149,9 +176,37 @@ class Fleet:
         self._wall_ns += length_ns + step_ns
         return Tick(self._wall_ns, length_ns, self._chooser.pick((False, True)))
 
-    def _beaten(self, _: Machine) -> Heartbeat:
-        vms = [self._chooser.pick(self._machines).vm_id for _ in range(self._chooser.between(0, 4))]
-        return Heartbeat(self._chooser.pick(INSTANCES), tuple(vms))
+    def _beaten(self, machine: Machine) -> Heartbeat:
+        """Lists change: VMs move, are on two hosts at once, or on none."""
+        instance = self._chooser.pick((INSTANCES[0], *INSTANCES))
+        listed = set(self._lists.get(instance, ()))
+        ids = [each.vm_id for each in self._machines]
+        listed = self._chooser.pick(
+            (
+                listed | {*ids},
+                listed,
+                listed,
+                listed | {*ids},
+                listed | {machine.vm_id},
+                listed - {machine.vm_id},
+                set(),
+                {"vm-other"},
+            )
+        )
+        self._lists[instance] = listed
+        vms = sorted(listed)
+        return Heartbeat(instance, tuple(vms * self._chooser.pick((1, 1, 1, 2))))
+
+    def _quiet(self, _: Machine) -> Tick:
+        """A long tick, by which many go silent."""
+        length_ns = self._chooser.pick((*(80 * SECOND_NS,) * 3, 90 * SECOND_NS, 15 * MINUTE_NS, HOUR_NS, HOUR_NS))
+        self._wall_ns += length_ns
+        return Tick(self._wall_ns, length_ns, False)
+
+    def _resumed(self, _: Machine) -> Resumed:
+        down_ns = self._chooser.pick((0, 1, MINUTE_NS, 2 * HOUR_NS))
+        self._wall_ns += down_ns
+        return Resumed(self._wall_ns - down_ns, self._wall_ns)
 
     def _gap_reported(self, machine: Machine) -> PossibleGap:
         return PossibleGap(machine.vm_id, machine.now_ns, machine.now_ns + self._chooser.pick((0, MINUTE_NS, HOUR_NS)))
@@ -162,7 +217,7 @@ class Fleet:
             # A measured step crosses many buckets, but not so many that runs get slow.
             gap_threshold_ns=min(self._chooser.pick(_THRESHOLDS_NS), 100 * bucket_ns),
             bucket_ns=bucket_ns,
-            vanish_after_ns=HOUR_NS,
+            vanish_after_ns=self._chooser.pick((HOUR_NS, HOUR_NS, 10 * MINUTE_NS, SECOND_NS)),
             max_cores=self._chooser.pick((256, 1, 16)),
             max_gigabytes_per_second=self._chooser.pick((50, 1)),
         )

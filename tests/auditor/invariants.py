@@ -16,6 +16,11 @@ Named = dict[str, Any]
 Tables = dict[str, list[Row]]
 
 
+END_KINDS = {None, "stop", "missed_stop", "vanished"}
+REASONS = {"silent_vm", "silent_host", "no_samples", "vanished", "billaged_down"}
+CAUSES = {"backfill", "start", "step", "stop"}
+
+
 class AuditError(Exception):
     """A bill contradicts itself."""
 
@@ -39,6 +44,8 @@ def check(tables: Tables) -> None:
     _check_signs(tables)
     _check_sums(tables)
     _check_buckets(tables)
+    _check_corrections(tables)
+    _check_silences(tables)
     _check_tallies(tables)
 
 
@@ -55,11 +62,22 @@ def _check_sessions(tables: Tables) -> None:
         most = row["memory_peak_bytes"] * row["measured_ns"]
         _hold("session", "memory x time <= peak x measured", _usage(row).memory_byte_nanos <= most, row)
         lives[row["vm_id"]].append(row)
+        kind = row["end_kind"]
+        _hold("session", "an end has a kind that there is", kind in END_KINDS, row)
+        at_last = kind in (None, "stop") or row["end_ns"] == row["last_ns"]
+        _hold("session", "ends where it was last seen, if by no stop", at_last, row)
     for rows in lives.values():
-        _hold("sessions", "count from 1", [row["ordinal"] for row in rows] == [*range(1, len(rows) + 1)], rows)
-        _hold("sessions", "run only as the newest", all(row["end_ns"] is not None for row in rows[:-1]), rows)
-        apart = all(before["end_ns"] <= after["start_ns"] for before, after in pairwise(rows))
+        numbers = sorted(row["ordinal"] for row in rows)
+        _hold("sessions", "have each number once", numbers == [*range(1, len(rows) + 1)], rows)
+        in_time = _in_time(rows)
+        _hold("sessions", "run only as the newest", all(row["end_ns"] is not None for row in in_time[:-1]), rows)
+        apart = all(before["end_ns"] <= after["start_ns"] for before, after in pairwise(in_time))
         _hold("sessions", "do not overlap", apart, rows)
+
+
+def _in_time(rows: list[Named]) -> list[Named]:
+    """Sessions of one VM by their times: numbers need not follow them."""
+    return sorted(rows, key=lambda row: (row["start_ns"], row["end_ns"] is None, row["end_ns"]))
 
 
 def _check_signs(tables: Tables) -> None:
@@ -88,12 +106,15 @@ def _check_sums(tables: Tables) -> None:
         after_others = row["start_ns"] >= gap_end_ns.get(key, row["start_ns"])
         _hold("gap", "has a length and overlaps no other", after_others and row["start_ns"] < row["end_ns"], row)
         gap_end_ns[key] = row["end_ns"]
+        _hold("gap", "is of a kind that there is", row["kind"] in ("step", "start", "stop"), row)
     sessions = {(row["vm_id"], row["ordinal"]): row for row in named(tables, "sessions")}
     strays = totals.keys() - sessions.keys()
     _hold("facts, corrections and gaps", "belong to a session", not strays, strays)
     for key, row in sessions.items():
         _hold("session", "facts + corrections + gaps = totals", totals[key] == _usage(row), row)
         _hold("session", "its gaps sum to its gap time", gap_ns[key] == row["gap_ns"], row)
+        until = row["last_ns"] if row["end_ns"] is None else row["end_ns"]
+        _hold("gap", "lies in its session's life", gap_end_ns.get(key, until) <= until, row)
 
 
 def _check_buckets(tables: Tables) -> None:
@@ -109,6 +130,34 @@ def _check_buckets(tables: Tables) -> None:
         _hold("bucket", "ends up with nothing negative", least >= 0, (key, usage))
 
 
+def _check_corrections(tables: Tables) -> None:
+    for row in named(tables, "corrections"):
+        causes = row["cause"].split("+")
+        _hold("correction", "says why", causes == sorted(set(causes)) and CAUSES.issuperset(causes), row)
+        _hold("correction", "has no negative peak", row["memory_peak_bytes"] >= 0, row)
+
+
+def _check_silences(tables: Tables) -> None:
+    """Open ones are of VMs that run or have vanished, and begin where those were last seen."""
+    lives: defaultdict[str, list[Named]] = defaultdict(list)
+    for row in named(tables, "sessions"):
+        lives[row["vm_id"]].append(row)
+    for row in named(tables, "silences"):
+        _hold("silence", "has a reason that there is", row["reason"] in REASONS, row)
+        _hold(
+            "silence",
+            "is everybody's while billaged is down",
+            (not row["vm_id"]) == (row["reason"] == "billaged_down"),
+            row,
+        )
+        if row["end_ns"] is not None:
+            _hold("silence", "does not end before it begins", row["start_ns"] <= row["end_ns"], row)
+            continue
+        _hold("silence", "is of a VM with sessions", row["vm_id"] in lives, row)
+        newest = _in_time(lives[row["vm_id"]])[-1]
+        _hold("silence", "is open at the newest session's last", row["start_ns"] == newest["last_ns"], (row, newest))
+
+
 def _check_tallies(tables: Tables) -> None:
     tallies: Counter[str] = Counter(dict(tables["tallies"]))
     kinds = Counter(row["kind"] for row in named(tables, "anomalies"))
@@ -119,6 +168,7 @@ def _check_tallies(tables: Tables) -> None:
         "dead_letters": len(tables["dead_letters"]),
         "possible_gaps": len(tables["reported_gaps"]),
     }
+    _hold("backfilled", "are samples", tallies["backfilled"] <= tallies["samples"], tallies)
     for name, count in counted.items():
         _hold(name, "are tallied right", tallies[name] == count, (tallies[name], count))
 

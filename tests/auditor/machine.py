@@ -6,7 +6,7 @@ It does not know what is billed; it only knows where the edges are.
 from __future__ import annotations
 
 from auditor.chooser import Chooser
-from auditor.events import HOUR_NS, MINUTE_NS, SECOND_NS, Batch, Rules, Sample
+from auditor.events import DAY_NS, HOUR_NS, MINUTE_NS, SECOND_NS, Batch, Rules, Sample
 
 MAX_COUNTER = 2**62
 MAX_MEMORY_BYTES = 2**48
@@ -14,6 +14,7 @@ MAX_MEMORY_BYTES = 2**48
 EPOCH_NS = 1_800_000_000 * SECOND_NS
 
 _MEMORY_BYTES = (0, 1, 2**20, 2**30 + 1, 64 * 2**30, MAX_MEMORY_BYTES)
+_LONG_NS = (30 * HOUR_NS, 30 * HOUR_NS, 36 * DAY_NS)
 _FIRST_VALUES = (0, 5, 10**12, MAX_COUNTER - 10**13)
 
 
@@ -53,6 +54,8 @@ class Machine:
         if not self.sent:
             return self.next_sample(rules)
         old = self._chooser.pick((self.sent[-1], self._chooser.pick(self.sent)))
+        if self._chooser.pick((True, True, False)):
+            return self._between()
         return self._chooser.pick(
             (
                 old,
@@ -60,8 +63,31 @@ class Machine:
                 old._replace(disk_write_bytes=old.disk_write_bytes + 1),
                 old._replace(time_ns=old.time_ns - self._chooser.pick((1, SECOND_NS, rules.bucket_ns))),
                 old._replace(time_ns=old.time_ns + 1),
+                old._replace(time_ns=old.time_ns - self._chooser.pick((HOUR_NS, 34 * DAY_NS, 36 * DAY_NS))),
             )
         )
+
+    def _between(self) -> Sample:
+        """A sample that was held up: in the newest step, in an old one, in a gap, or before a stop."""
+        pick, between = self._chooser.pick, self._chooser.between
+        in_time = sorted(set(self.sent))
+        index = pick((len(in_time) - 1, between(0, len(in_time) - 1)))
+        after = in_time[index]
+        before = in_time[index - 1] if index else after._replace(time_ns=after.time_ns - HOUR_NS)
+        if self.stops_ns and self.stops_ns[-1] > in_time[-1].time_ns and pick((False, True)):
+            # The counters of the last sample do: nobody was there to see them go on.
+            before = after = in_time[-1]._replace(time_ns=self.stops_ns[-1])
+            before = before._replace(time_ns=in_time[-1].time_ns)
+        time_ns = pick((after.time_ns - 1, (before.time_ns + after.time_ns) // 2, before.time_ns + 1))
+        counters = [
+            pick(((low + high) // 2, low, high)) for low, high in zip(before.counters, after.counters, strict=True)
+        ]
+        index, mark = between(0, 4), pick(self.before_decrease)
+        # Now and then one of them falls, or passes a mark.
+        counters[index] = pick((*(counters[index],) * 6, max(0, before.counters[index] - 1), mark, counters[index] + 1))
+        held = Sample(max(1, time_ns), pick(_MEMORY_BYTES), *counters)
+        self.sent.append(held)
+        return held
 
     def some_time(self, rules: Rules) -> int:
         """A time for a start or a stop: often exactly one that matters already."""
@@ -71,6 +97,7 @@ class Machine:
             self.stops_ns[-1] if self.stops_ns else self.now_ns,
             self.sent[0].time_ns if self.sent else self.now_ns,
             self.starts_ns[-1] if self.starts_ns else self.now_ns,
+            self._chooser.pick(self.sent).time_ns if self.sent else self.now_ns,
             self._chooser.pick(self.stops_ns) if self.stops_ns else self.now_ns,
             self.sent[-1].time_ns if self.sent else self.now_ns,
             self.now_ns // rules.bucket_ns * rules.bucket_ns,
@@ -85,7 +112,7 @@ class Machine:
         dull = (MINUTE_NS, 5 * MINUTE_NS, SECOND_NS, 1, 0)
         edges = (to_edge_ns, to_edge_ns - 1, to_edge_ns + 1, to_edge_ns + 2 * rules.bucket_ns)
         threshold = (rules.gap_threshold_ns, rules.gap_threshold_ns + 1, max(0, rules.gap_threshold_ns - 1))
-        odd = (self._chooser.between(1, 2 * HOUR_NS), self._chooser.between(1, 10**9), 30 * HOUR_NS)
+        odd = (self._chooser.between(1, 2 * HOUR_NS), self._chooser.between(1, 10**9), self._chooser.pick(_LONG_NS))
         return self._chooser.pick((*dull, *edges, *threshold, *odd))
 
     def _changed(self, index: int, value: int, step_ns: int, rules: Rules) -> int:

@@ -1,17 +1,22 @@
-"""A meter: what a VM remembers of one counter, across its sessions."""
+"""A meter: what a VM remembers of one counter, along its timeline and from one timeline to the next."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
 
-class Meter:
-    """The counter's last value and its mark, the highest value before a decrease. None: there is none."""
 
-    def __init__(self) -> None:
-        self.last: int | None = None
-        self.mark: int | None = None
+class Meter(NamedTuple):
+    """The counter's last value, and its marks, the highest first: values before decreases, not reached again since."""
 
-    def fell(self, value: int) -> bool:
+    last: int | None = None
+    marks: tuple[int, ...] = ()
+
+    def falls(self, value: int) -> bool:
         return self.last is not None and value < self.last
+
+    def passes(self, value: int) -> bool:
+        """Whether an ordinary step to ``value`` passes a mark, which then is gone."""
+        return not self.falls(value) and any(mark <= value for mark in self.marks)
 
     def ordinary_amount(self, value: int) -> int:
         """What an ordinary step to ``value`` bills.
@@ -23,8 +28,7 @@ class Meter:
             raise ValueError("an ordinary step needs a value before it")
         if value < self.last:
             return 0
-        base = self.mark if self.mark is not None and self.mark <= value else self.last
-        return value - base
+        return value - max((mark for mark in self.marks if mark <= value), default=self.last)
 
     def first_amount(self, value: int) -> int:
         """What the first step after an explicit start bills."""
@@ -32,33 +36,14 @@ class Meter:
             return value
         return self.ordinary_amount(value)
 
-    def ordinary_step(self, value: int) -> int:
-        amount = self.ordinary_amount(value)
-        self._remember(value)
-        return amount
-
-    def first_step(self, value: int) -> int:
-        amount = self.first_amount(value)
-        if self.fell(value):
-            # The start explains the decrease: the counter counts from zero.
-            self.mark = None
-            self.last = value
-        else:
-            self._remember(value)
-        return amount
-
-    def baseline(self, value: int) -> int:
-        """Take the baseline of an implicit session, which bills nothing.
-
-        Returns what a first step would have billed: a start that turns up later asks for it.
-        """
-        amount = self.first_amount(value)
-        self._remember(value)
-        return amount
-
-    def _remember(self, value: int) -> None:
+    def after(self, value: int) -> Meter:
+        """The meter after an ordinary step or a baseline."""
         if self.last is not None and value < self.last:
-            self.mark = self.last if self.mark is None else max(self.mark, self.last)
-        elif self.mark is not None and self.mark <= value:
-            self.mark = None
-        self.last = value
+            # The highest one and the newest one.
+            return Meter(value, (*self.marks[:1], self.last))
+        return Meter(value, tuple(mark for mark in self.marks if mark > value))
+
+    def after_first(self, value: int) -> Meter:
+        """The meter after the first step that follows an explicit start."""
+        # The start explains the decrease: the counter counts from zero.
+        return Meter(value) if self.falls(value) else self.after(value)

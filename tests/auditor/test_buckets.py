@@ -66,10 +66,9 @@ def test_a_step_of_no_length_goes_to_its_own_bucket() -> None:
 
 def test_a_step_of_no_length_that_bills_nothing_makes_no_row() -> None:
     assert facts(Journal(MINUTELY).start(60).stop(60)) == []
-    # The start is found after the bucket's length changed: a row of the new length only for what is billed.
+    # The start is found after the buckets became longer: it takes the rules of the sample's instant.
     assert facts(Journal(MINUTELY).samples(sample(60)).add(Rules()).start(60)) == [(60, 60, 0, 0, 0, 1, 0)]
-    billed = Journal(MINUTELY).samples(sample(60, cpu=5)).add(Rules()).start(60)
-    assert sorted(facts(billed)) == [(0, 3600, 5, 0, 0, 0, 0), (60, 60, 0, 0, 0, 1, 0)]
+    assert facts(Journal(MINUTELY).samples(sample(60, cpu=5)).add(Rules()).start(60)) == [(60, 60, 5, 0, 0, 1, 0)]
 
 
 def test_a_gap_keeps_its_counters_out_of_the_facts_but_not_its_sample() -> None:
@@ -160,27 +159,59 @@ def test_what_comes_to_a_closed_bucket_is_a_correction_beside_the_fact() -> None
     assert facts(journal) == [*before, (3600, 3600, 4, 2 * 1024, 1, 1, GIB)]
     # The tail of 100 s is taken back, 0 to 3599 is a gap, and the next step's first second lies here.
     assert corrections(journal) == [(6, 0, 3600, 4, -100 * 1024 + 2 * 1024, -99, 1, 2 * GIB)]
+    assert causes(journal) == ["step"]
 
 
-def test_each_sequence_has_its_own_correction() -> None:
+def causes(journal: Journal) -> list[str]:
+    return [row["cause"] for row in journal.bill().rows("corrections")]
+
+
+def test_each_sequence_has_its_own_correction_and_cause() -> None:
     journal = closed_hour().stop(90).stop(50)
     assert corrections(journal) == [
         (6, 0, 3600, 0, -10 * 1024, -10, 0, 0),
         (7, 0, 3600, 0, -40 * 1024, -40, 0, 0),
     ]
+    assert causes(journal) == ["stop", "stop"]
     assert journal.session()["measured_ns"] == 50 * SECOND_NS
+    # 10 s of no memory instead of the GiB's.
+    journal.samples(sample(20), sample(30, memory=GIB)).start(40)
+    assert [row[0] for row in corrections(journal)] == [6, 7, 8, 9, 9]
+    assert corrections(journal)[2] == (8, 0, 3600, 0, -10 * 1024, 0, 2, GIB)
+    # The new session has the last 10 s, without a memory.
+    first, second_ = [row for row in journal.bill().rows("corrections") if row["sequence"] == 9], journal.sessions()[1]
+    assert [(row["ordinal"], row["measured_ns"] // SECOND_NS) for row in first] == [(1, -20), (2, 10)]
+    assert (second(second_["start_ns"]), second_["measured_ns"]) == (40, 10 * SECOND_NS)
+    assert causes(journal)[2:] == ["backfill", "start", "start"]
 
 
-def test_a_correction_that_comes_to_nothing_is_a_row_of_zeros() -> None:
-    journal = Journal().start(0).stop(100).tick(3600, 60).tick(4200, 600).stop(50).samples(sample(100))
-    # 100 s of tail, less 50 s by the earlier stop; then the stop is contradicted and 0 to 100 s is measured.
-    assert corrections(journal) == [
-        (6, 0, 3600, 0, 0, -50, 0, 0),
-        (7, 0, 3600, 0, 0, 50, 1, 0),
-    ]
+def test_a_record_that_does_several_things_says_all_of_them() -> None:
+    journal = Journal().samples(sample(0), sample(100)).tick(3600, 60).tick(4200, 600)
+    journal.samples(sample(50, cpu=3), sample(200, cpu=9))
+    assert corrections(journal) == [(5, 0, 3600, 9, 0, 100, 2, 0)]
+    assert causes(journal) == ["backfill+step"]
+
+
+def test_a_sample_that_moves_to_another_session_takes_its_count_along_and_leaves_its_peak() -> None:
+    journal = Journal().samples(sample(0)).samples(sample(100, memory=GIB)).tick(3600, 60).tick(4200, 600)
+    journal.start(60)
+    assert corrections(journal) == [(6, 0, 3600, 0, 0, -100, -1, 0), (6, 0, 3600, 0, 0, 40, 1, GIB)]
+    assert [(row["samples"], row["memory_peak_bytes"]) for row in journal.sessions()] == [(1, GIB), (1, GIB)]
+
+
+def test_the_peak_of_a_difference_is_of_what_counts_now_and_did_not() -> None:
+    journal = Journal().samples(sample(0, memory=GIB)).samples(sample(100, memory=GIB)).tick(3600, 60).tick(4200, 600)
+    journal.samples(sample(50, memory=7))
+    assert [row[6:] for row in corrections(journal)] == [(1, 7)]
+
+
+def test_a_difference_that_is_nothing_makes_no_row() -> None:
+    journal = Journal().start(0).samples(sample(100)).stop(300).tick(3600, 60).tick(4200, 600)
+    # Contradicted at once: nothing is billed otherwise.
+    assert corrections(journal.stop(50)) == []
+    # The first minute of the tail is where it was; only the bucket with the new end changes.
     journal = Journal(MINUTELY).start(0).stop(100).tick(120, 60).tick(720, 600).stop(90)
-    # The first minute is taken back and billed again: it was posted to, and comes to nothing.
-    assert corrections(journal) == [(6, 0, 60, 0, 0, 0, 0, 0), (6, 60, 60, 0, 0, -10, 0, 0)]
+    assert corrections(journal) == [(6, 60, 60, 0, 0, -10, 0, 0)]
 
 
 def test_a_fact_taken_back_stays_as_a_row_of_zeros() -> None:

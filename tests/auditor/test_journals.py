@@ -7,6 +7,7 @@ import random
 import sys
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,18 +19,20 @@ from auditor.biller import Biller, bill
 from auditor.convert import to_entries, to_events
 from auditor.events import Event, Rules
 from auditor.generator import journals, seeded_journal
-from auditor.invariants import AuditError
+from auditor.invariants import REASONS, AuditError
 from auditor.journal import Journal, sample
 from billaged.wire import codec
 
 ANOMALIES = {
     *("late", "conflict", "counter_reset", "implausible", "contradicted_stop", "missed_stop"),
-    *("late_start", "late_stop", "unknown_stop", "extra_stop", "earlier_stop"),
+    *("late_start", "late_stop", "unknown_stop", "extra_stop", "vanished", "returned"),
 }
 TALLIES = {
-    *("samples", "duplicates", "conflicts", "late", "duplicate_starts", "duplicate_stops"),
+    *("samples", "backfilled", "duplicates", "conflicts", "late", "duplicate_starts", "duplicate_stops"),
     *("ticks", "heartbeats", "starts", "stops", "possible_gaps", "dead_letters"),
 }
+# What the generator may reach without being asked to.
+FREE = ("gap", "dead", "end", "tally")
 
 
 @pytest.mark.parametrize("first", range(0, 400, 100))
@@ -69,6 +72,12 @@ def test_the_generator_reaches_every_kind_of_everything() -> None:
         seen.update(f"dead {row['kind']}" for row in dump.rows("dead_letters"))
         seen.update(f"end {row['end_kind']}" for row in dump.rows("sessions"))
         seen.update(f"tally {name}" for name, _ in dump.tables["tallies"])
+        seen.update(f"cause {row['cause']}" for row in dump.rows("corrections"))
+        seen.update(f"silence {row['reason']}" for row in dump.rows("silences"))
+        seen.update(f"quiet {row['reason']}" for row in dump.rows("silences") if row["end_ns"] is None)
+        seen["silent instances"] += sum(row["silent"] for row in dump.rows("instances"))
+        seen["samples taken along"] += sum(row["samples"] < 0 for row in dump.rows("corrections"))
+        seen["numbers out of time"] += out_of_time(dump)
         seen["corrections"] += len(dump.tables["corrections"])
         seen["negative corrections"] += sum(row["measured_ns"] < 0 for row in dump.rows("corrections"))
         seen["second sessions"] += sum(row["ordinal"] > 1 for row in dump.rows("sessions"))
@@ -76,12 +85,24 @@ def test_the_generator_reaches_every_kind_of_everything() -> None:
     expected = {
         *ANOMALIES,
         *("gap step", "gap start", "gap stop", "dead metrics", "dead started"),
-        *("end None", "end stop", "end missed_stop"),
+        *("end None", "end stop", "end missed_stop", "end vanished"),
+        *("cause step", "cause backfill", "cause start", "cause stop", "cause backfill+step"),
+        *(f"silence {reason}" for reason in REASONS),
+        *(f"quiet {reason}" for reason in REASONS if reason != "billaged_down"),
+        *("silent instances", "samples taken along", "numbers out of time"),
         *(f"tally {name}" for name in TALLIES),
         *("corrections", "negative corrections", "second sessions", "sessions without samples"),
     }
     assert {name: seen[name] for name in expected if seen[name] < 5} == {}
-    assert {name for name in seen if not name.startswith(("gap", "dead", "end", "tally"))} <= expected
+    assert {name for name in seen if not name.startswith(FREE)} <= expected
+
+
+def out_of_time(dump: Bill) -> int:
+    """How many sessions have a lower number than one before them in time."""
+    numbers: dict[str, list[tuple[int, int]]] = {}
+    for row in dump.rows("sessions"):
+        numbers.setdefault(row["vm_id"], []).append((row["start_ns"], row["ordinal"]))
+    return sum(later[1] < before[1] for rows in numbers.values() for before, later in pairwise(sorted(rows)))
 
 
 def test_what_is_generated_fits_the_wire() -> None:
@@ -129,7 +150,7 @@ def damaged(table: str, column: int, change: int) -> Bill:
         ("sessions", 14, 1, "= totals"),
         ("sessions", 13, 10**9, "peak x measured"),
         ("sessions", 5, 10**12, "start <= last <= end"),
-        ("sessions", 1, 1, "count from 1"),
+        ("sessions", 1, 1, "each number once"),
         ("facts", 5, 1, "= totals"),
         ("facts", 5, -1000, "negative"),
         ("facts", 0, 1, "on an edge"),
@@ -138,6 +159,7 @@ def damaged(table: str, column: int, change: int) -> Bill:
         ("gaps", 3, 1, "its gap time"),
         ("gaps", 1, 1, "belong to a session"),
         ("tallies", 1, 1, "tallied right"),
+        ("sessions", 6, -1, "measured \\+ gap"),
     ],
 )
 def test_a_damaged_bill_does_not_pass(table: str, column: int, change: int, message: str) -> None:

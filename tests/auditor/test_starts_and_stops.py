@@ -1,4 +1,4 @@
-"""Starts and stops by hand: each row of the rules page, from the state before it to the state after it.
+"""Starts and stops by hand: each cell of the document's first table, in order and late.
 
 Seconds count from an hour in 2027; the rules are event 1, so a journal's first event is sequence 2.
 """
@@ -7,141 +7,26 @@ from __future__ import annotations
 
 import pytest
 
-from auditor.events import Event, Sample
-from auditor.journal import Journal, Life, expected, life, sample
-
-A, B = "acme", "globex"
-RUNNING = Journal().samples(sample(10, cpu=5), sample(20, cpu=8)).events
-WITHOUT_SAMPLES = Journal().start(10).events
-ENDED = Journal().samples(sample(10, cpu=5), sample(20, cpu=8)).stop(50).events
-
-# Starts
+from auditor.journal import GIB, Journal, Life, at, expected, life, sample
 
 
-@pytest.mark.parametrize(
-    ("before", "start", "owner", "anomalies", "after"),
-    [
-        pytest.param(Journal(), 5, A, [], expected(1, 1, 5, 5), id="none"),
-        pytest.param(
-            Journal().samples(sample(10)).stop(50), 50, B, [], expected(2, 1, 50, 50), id="ended, another's, at the end"
-        ),
-        pytest.param(
-            Journal().samples(sample(10)).stop(50),
-            49,
-            B,
-            [(4, 0, "late_start", 1, 49, '{"customer_id":"globex"}')],
-            expected(1, 0, 10, 10, 50),
-            id="ended, another's, before the end",
-        ),
-        pytest.param(Journal().start(10), 10, A, [], expected(1, 1, 10, 10), id="explicit, the same"),
-        pytest.param(
-            Journal().start(10).samples(sample(12)).stop(50),
-            10,
-            A,
-            [],
-            expected(1, 1, 10, 12, 50),
-            id="explicit and ended, the same",
-        ),
-        pytest.param(
-            Journal().start(10).stop(10), 10, A, [], expected(1, 1, 10, 10, 10), id="the same, though it is the end"
-        ),
-        pytest.param(Journal().samples(sample(10)), 3, A, [], expected(1, 1, 3, 10), id="implicit, before it"),
-        pytest.param(Journal().samples(sample(10)), 10, A, [], expected(1, 1, 10, 10), id="implicit, at it"),
-        pytest.param(
-            Journal().samples(sample(10)).stop(50).samples(sample(60), customer=B),
-            50,
-            B,
-            [],
-            expected(2, 1, 50, 60),
-            id="implicit, at the end of the session before it",
-        ),
-        pytest.param(
-            Journal().samples(sample(10)).stop(50).samples(sample(60), customer=B),
-            49,
-            B,
-            [(5, 0, "late_start", 2, 49, '{"customer_id":"globex"}')],
-            expected(2, 0, 60, 60),
-            id="implicit, before the end of the session before it",
-        ),
-        pytest.param(
-            Journal().samples(sample(10)).stop(50),
-            3,
-            A,
-            [],
-            expected(1, 1, 3, 10, 50),
-            id="implicit and ended, before it",
-        ),
-        pytest.param(
-            Journal().samples(sample(10)),
-            11,
-            A,
-            [(3, 0, "missed_stop", 1, 11, '{"end_ns":1800000010000000000}')],
-            expected(2, 1, 11, 11),
-            id="running, after the newest",
-        ),
-        pytest.param(
-            Journal().start(10),
-            11,
-            A,
-            [(3, 0, "missed_stop", 1, 11, '{"end_ns":1800000010000000000}')],
-            expected(2, 1, 11, 11),
-            id="running without samples, after the start",
-        ),
-        pytest.param(
-            Journal().samples(sample(10), sample(20)),
-            20,
-            A,
-            [(3, 0, "late_start", 1, 20, '{"customer_id":"acme"}')],
-            expected(1, 0, 10, 20),
-            id="running, at the newest",
-        ),
-        pytest.param(
-            Journal().start(10),
-            9,
-            A,
-            [(3, 0, "late_start", 1, 9, '{"customer_id":"acme"}')],
-            expected(1, 1, 10, 10),
-            id="explicit, before it",
-        ),
-        pytest.param(Journal().samples(sample(10)).stop(50), 50, A, [], expected(2, 1, 50, 50), id="ended, at the end"),
-        pytest.param(
-            Journal().samples(sample(10)).stop(50),
-            49,
-            A,
-            [(4, 0, "late_start", 1, 49, '{"customer_id":"acme"}')],
-            expected(1, 0, 10, 10, 50),
-            id="ended, before the end",
-        ),
-    ],
-)
-def test_a_start_goes_by_the_newest_session(
-    before: Journal, start: float, owner: str, anomalies: list[tuple[object, ...]], after: Life
-) -> None:
-    journal = Journal()
-    journal.events = list(before.events)
-    journal.start(start, owner)
-    assert journal.anomalies() == anomalies
-    assert life(journal.session()) == after
+def lives(journal: Journal) -> list[Life]:
+    return [life(row) for row in journal.sessions()]
 
 
-def test_a_start_of_another_owner_is_a_dead_letter_while_the_session_runs() -> None:
-    journal = Journal().start(10).start(20, B)
-    assert journal.bill().dump()["dead_letters"] == [(3, "started", "wrong_owner")]
-    assert journal.tallies() == {"starts": 2, "dead_letters": 1}
+def ended_at(second_: float) -> str:
+    return f'{{"end_ns":{1_800_000_000 + second_:.0f}000000000}}'
 
 
-def test_the_same_start_twice_is_counted() -> None:
-    assert Journal().start(10).start(10).tallies() == {"starts": 2, "duplicate_starts": 1}
+def sampled_at(second_: float) -> str:
+    return f'{{"sample_ns":{1_800_000_000 + second_:.0f}000000000}}'
 
 
-def test_a_missed_stop_ends_at_the_newest_sample_without_a_tail() -> None:
-    old, new = Journal().samples(sample(10), sample(20)).start(300).sessions()
-    assert life(old) == expected(1, 0, 10, 20, 20, "missed_stop")
-    assert (old["measured_ns"], old["gap_ns"]) == (10 * 10**9, 0)
-    assert life(new) == expected(2, 1, 300, 300)
+# Phase none
 
 
-# Stops
+def test_a_start_opens_an_explicit_session() -> None:
+    assert lives(Journal().start(5)) == [expected(1, 1, 5, 5)]
 
 
 def test_a_stop_of_an_unknown_vm_is_recorded_and_opens_nothing() -> None:
@@ -151,100 +36,165 @@ def test_a_stop_of_an_unknown_vm_is_recorded_and_opens_nothing() -> None:
     assert journal.tallies() == {"stops": 1}
 
 
-@pytest.mark.parametrize(
-    ("before", "stop", "anomalies", "after", "measured_seconds"),
-    [
-        pytest.param(ENDED, 9, [(4, 0, "late_stop", 1, 9, "{}")], (1, 0, 10, 20, 50), 40, id="before the start"),
-        pytest.param(
-            ENDED,
-            19,
-            [(4, 0, "contradicted_stop", 1, 19, '{"last_ns":1800000020000000000}')],
-            (1, 0, 10, 20, 50),
-            40,
-            id="before the newest, ended",
-        ),
-        pytest.param(
-            RUNNING,
-            10,
-            [(3, 0, "contradicted_stop", 1, 10, '{"last_ns":1800000020000000000}')],
-            (1, 0, 10, 20),
-            10,
-            id="before the newest, running",
-        ),
-        pytest.param(RUNNING, 20, [], (1, 0, 10, 20, 20), 10, id="at the newest"),
-        pytest.param(RUNNING, 25, [], (1, 0, 10, 20, 25), 15, id="after the newest"),
-        pytest.param(WITHOUT_SAMPLES, 10, [], (1, 1, 10, 10, 10), 0, id="at the start, no samples"),
-        pytest.param(WITHOUT_SAMPLES, 15, [], (1, 1, 10, 10, 15), 5, id="after the start, no samples"),
-        pytest.param(ENDED, 50, [], (1, 0, 10, 20, 50), 40, id="the same"),
-        pytest.param(
-            ENDED,
-            51,
-            [(4, 0, "extra_stop", 1, 51, '{"end_ns":1800000050000000000}')],
-            (1, 0, 10, 20, 50),
-            40,
-            id="a later one",
-        ),
-        pytest.param(
-            ENDED,
-            30,
-            [(4, 0, "earlier_stop", 1, 30, '{"end_ns":1800000050000000000}')],
-            (1, 0, 10, 20, 30),
-            20,
-            id="an earlier one",
-        ),
-    ],
-)
-def test_a_stop_goes_by_the_newest_session(
-    before: list[Event],
-    stop: float,
-    anomalies: list[tuple[object, ...]],
-    after: tuple[int, int, float, float],
-    measured_seconds: int,
-) -> None:
-    journal = Journal()
-    journal.events = list(before)
-    journal.stop(stop)
-    assert journal.anomalies() == anomalies
-    assert life(journal.session()) == expected(*after)
-    assert journal.session()["measured_ns"] == measured_seconds * 10**9
+def test_a_stop_that_came_before_its_start_ends_it() -> None:
+    journal = Journal().stop(10).start(3)
+    assert lives(journal) == [expected(1, 1, 3, 3, 10)]
+    # It stays on record that nobody knew what it stopped.
+    assert [row[2] for row in journal.anomalies()] == ["unknown_stop"]
 
 
-def test_the_same_stop_twice_is_counted() -> None:
-    assert Journal().start(10).stop(20).stop(20).tallies() == {"starts": 1, "stops": 2, "duplicate_stops": 1}
+# Phase running
 
 
-# The same sample again
+def test_a_start_while_running_is_a_missed_stop_without_a_tail() -> None:
+    journal = Journal().samples(sample(10), sample(20)).start(300)
+    assert lives(journal) == [expected(1, 0, 10, 20, 20, "missed_stop"), expected(2, 1, 300, 300)]
+    assert [row["measured_ns"] for row in journal.sessions()] == [10 * 10**9, 0]
+    assert journal.anomalies() == [(3, 0, "missed_stop", 1, 300, ended_at(20))]
+    journal = Journal().start(10).start(11)
+    assert lives(journal) == [expected(1, 1, 10, 10, 10, "missed_stop"), expected(2, 1, 11, 11)]
 
 
-@pytest.mark.parametrize(
-    ("again", "duplicates", "samples"),
-    [
-        pytest.param(sample(120, cpu=31, memory=7), 1, [1, 1], id="the same"),
-        pytest.param(sample(120, cpu=0, memory=7), None, [1, 2], id="another: the new life's own"),
-    ],
-)
-def test_a_sample_sent_again_counts_once_though_a_session_began_at_its_instant(
-    again: Sample, duplicates: int | None, samples: list[int]
-) -> None:
-    first = sample(120, cpu=31, memory=7)
-    journal = Journal().start(0).samples(first).stop(120).start(120).samples(again).samples(sample(180, cpu=32))
-    assert journal.tallies().get("duplicates") == duplicates
-    assert [row["samples"] for row in journal.sessions()] == samples
+def test_a_stop_that_was_missed_comes_after_all() -> None:
+    journal = Journal().samples(sample(10, memory=GIB)).samples(sample(20, memory=GIB)).start(300).stop(25)
+    assert lives(journal) == [expected(1, 0, 10, 20, 25), expected(2, 1, 300, 300)]
+    assert [row["memory_mib_seconds"] for row in journal.sessions()] == [15 * 1024, 0]
+    assert journal.anomalies() == [(4, 0, "missed_stop", 1, 300, ended_at(20))]
+
+
+@pytest.mark.parametrize("stop", [20, 25])
+def test_a_stop_ends_a_running_session_with_a_tail(stop: int) -> None:
+    journal = Journal().samples(sample(10), sample(20)).stop(stop)
+    assert lives(journal) == [expected(1, 0, 10, 20, stop)]
+    assert journal.session()["measured_ns"] == (stop - 10) * 10**9
+    assert lives(Journal().start(10).stop(stop)) == [expected(1, 1, 10, 10, stop)]
+
+
+def test_the_same_start_and_the_same_stop_are_counted() -> None:
+    journal = Journal().start(10).start(10).stop(20).stop(20).start(10)
+    assert journal.tallies() == {"starts": 3, "duplicate_starts": 2, "stops": 2, "duplicate_stops": 1}
+    # The newest session's start is known even where its instant is kept no more.
+    journal = Journal().start(0).samples(*(sample(when) for when in range(60, 1200, 60))).start(0)
+    assert journal.tallies()["duplicate_starts"] == 1
+
+
+# Phase ended
+
+
+def test_a_start_after_a_stop_opens_the_next_session() -> None:
+    assert lives(Journal().start(10).stop(20).start(21)) == [expected(1, 1, 10, 10, 20), expected(2, 1, 21, 21)]
+
+
+def test_a_start_before_a_stop_ends_there_too() -> None:
+    journal = Journal().samples(sample(10)).stop(50).start(49)
+    assert lives(journal) == [expected(1, 0, 10, 10, 10, "missed_stop"), expected(2, 1, 49, 49, 50)]
+    assert journal.anomalies() == [(4, 0, "missed_stop", 1, 49, ended_at(10))]
+
+
+def test_the_earliest_of_several_stops_is_the_end() -> None:
+    for journal, sequence, at_second in (
+        (Journal().samples(sample(10)).stop(30).stop(50), 4, 50),
+        # What was the end is found to be one stop too many.
+        (Journal().samples(sample(10)).stop(50).stop(30), 4, 50),
+    ):
+        assert lives(journal) == [expected(1, 0, 10, 10, 30)]
+        assert journal.session()["measured_ns"] == 20 * 10**9
+        assert journal.anomalies() == [(sequence, 0, "extra_stop", 1, at_second, ended_at(30))]
+
+
+def test_a_sample_contradicts_a_stop_in_either_order() -> None:
+    for journal in (
+        Journal().samples(sample(10)).stop(50).samples(sample(60, cpu=7)),
+        Journal().samples(sample(10)).samples(sample(60, cpu=7)).stop(50),
+    ):
+        assert lives(journal) == [expected(1, 0, 10, 60)]
+        assert (journal.session()["cpu_time_ns"], journal.session()["measured_ns"]) == (7, 50 * 10**9)
+        assert journal.anomalies() == [(4, 0, "contradicted_stop", 1, 50, sampled_at(60))]
+
+
+def test_a_contradicted_stop_without_samples_goes_on_with_the_first_step() -> None:
+    journal = Journal().start(10).stop(20).samples(sample(30, cpu=77))
+    assert lives(journal) == [expected(1, 1, 10, 30)]
+    assert (journal.session()["cpu_time_ns"], journal.session()["measured_ns"]) == (77, 20 * 10**9)
+
+
+def test_a_start_between_explains_what_contradicted_the_stop() -> None:
+    journal = Journal().samples(sample(10, cpu=5)).stop(50).samples(sample(60, cpu=2)).start(55)
+    assert lives(journal) == [expected(1, 0, 10, 10, 50), expected(2, 1, 55, 60)]
+    assert [row["cpu_time_ns"] for row in journal.sessions()] == [0, 2]
+    assert [row[2] for row in journal.anomalies()] == ["contradicted_stop", "counter_reset"]
+
+
+# Several points of one time
+
+
+def test_a_sample_counts_between_the_start_and_the_stop_of_its_time() -> None:
+    for journal in (
+        Journal().start(10).stop(10).samples(sample(10, cpu=9)),
+        Journal().samples(sample(10, cpu=9)).stop(10).start(10),
+        Journal().stop(10).samples(sample(10, cpu=9)).start(10),
+    ):
+        assert lives(journal) == [expected(1, 1, 10, 10, 10)]
+        assert journal.session()["cpu_time_ns"] == 9
+
+
+def test_a_stop_and_a_start_of_one_time_end_the_old_session_and_open_the_new_one() -> None:
+    for journal in (
+        Journal().start(0).samples(sample(10)).stop(20).start(20).samples(sample(20, cpu=3)),
+        Journal().start(0).samples(sample(10)).start(20).samples(sample(20, cpu=3)).stop(20),
+        Journal().start(0).samples(sample(10)).samples(sample(20, cpu=3)).stop(20).start(20),
+    ):
+        assert lives(journal) == [expected(1, 1, 0, 10, 20), expected(2, 1, 20, 20)]
+        assert [row["cpu_time_ns"] for row in journal.sessions()] == [0, 3]
+
+
+def test_with_an_earlier_stop_the_stop_of_that_time_is_the_new_sessions() -> None:
+    journal = Journal().start(0).stop(20).start(20).stop(15)
+    assert lives(journal) == [expected(1, 1, 0, 0, 15), expected(2, 1, 20, 20, 20)]
+
+
+# Starts that are found later, and numbers
+
+
+@pytest.mark.parametrize("start", [3, 10])
+def test_a_start_found_later_makes_the_session_explicit(start: int) -> None:
+    journal = Journal().samples(sample(10, cpu=5)).samples(sample(20, cpu=6)).start(start)
+    assert lives(journal) == [expected(1, 1, start, 20)]
+    assert journal.session()["cpu_time_ns"] == 6
     assert journal.anomalies() == []
 
 
-def test_a_sample_sent_again_is_known_through_sessions_without_samples() -> None:
-    """Sessions of no length at one instant; in each, running and ended, the old sample comes again."""
-    old = sample(120, cpu=31)
-    journal = Journal().start(0).samples(old).stop(120).start(120).samples(old).stop(120).samples(old)
-    journal.start(120, customer=B).samples(old, customer=B)
-    assert journal.tallies()["duplicates"] == 3
-    assert [row["samples"] for row in journal.sessions()] == [1, 0, 0]
+def test_an_earlier_sample_makes_an_earlier_implicit_session_of_the_same_number() -> None:
+    journal = Journal().samples(sample(10, cpu=5)).samples(sample(20, cpu=6)).samples(sample(3, cpu=4))
+    assert lives(journal) == [expected(1, 0, 3, 20)]
+    assert journal.session()["cpu_time_ns"] == 2
+    assert journal.tallies() == {"samples": 3, "backfilled": 1}
 
 
-def test_a_sample_from_before_a_start_is_late_as_ever() -> None:
-    journal = Journal().start(0).samples(sample(120, cpu=31)).stop(120).start(121).samples(sample(120, cpu=31))
-    assert [row[2] for row in journal.anomalies()] == ["late"]
+def test_a_start_before_other_starts_has_the_next_number() -> None:
+    journal = Journal().start(10).stop(20).start(3)
+    assert lives(journal) == [expected(1, 1, 10, 10, 20), expected(2, 1, 3, 3, 3, "missed_stop")]
+    assert journal.anomalies() == [(4, 0, "missed_stop", 2, 10, ended_at(3))]
+
+
+def test_a_sample_before_the_first_start_opens_a_session_of_the_next_number() -> None:
+    journal = Journal().start(10).samples(sample(3)).samples(sample(1)).start(0)
+    assert lives(journal) == [expected(1, 1, 10, 10), expected(2, 1, 0, 3, 3, "missed_stop")]
+    ends = [(row[0], row[5]) for row in journal.anomalies()]
+    # The same end from the first earlier sample on: recorded once.
+    assert ends == [(3, ended_at(3))]
+
+
+def test_what_shows_again_with_other_values_is_not_recorded_again() -> None:
+    journal = Journal().samples(sample(0)).start(100).samples(sample(40)).samples(sample(20))
+    assert journal.sessions()[0]["end_ns"] == at(40)
+    assert journal.anomalies() == [(3, 0, "missed_stop", 1, 100, ended_at(0))]
+
+
+def test_what_is_explained_stays_on_record() -> None:
+    journal = Journal().samples(sample(0, cpu=9)).samples(sample(60, cpu=3)).start(30).samples(sample(20, cpu=9))
+    assert [row["cpu_time_ns"] for row in journal.sessions()] == [0, 3]
+    assert [(row[0], row[2]) for row in journal.anomalies()] == [(3, "counter_reset"), (4, "missed_stop")]
 
 
 # What does not fit

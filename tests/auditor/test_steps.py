@@ -12,9 +12,19 @@ from auditor.meter import Meter
 
 def steps(*values: int) -> list[int]:
     """What each value after the first bills, the first being a baseline."""
-    meter = Meter()
-    meter.baseline(values[0])
-    return [meter.ordinary_step(value) for value in values[1:]]
+    billed, now = [], meter(values[0])
+    for value in values[1:]:
+        billed.append(now.ordinary_amount(value))
+        now = now.after(value)
+    return billed
+
+
+def meter(*values: int) -> Meter:
+    """One that has gone along these."""
+    result = Meter()
+    for value in values:
+        result = result.after(value)
+    return result
 
 
 @pytest.mark.parametrize(
@@ -25,7 +35,13 @@ def steps(*values: int) -> list[int]:
         pytest.param((1000, 0, 1000, 1001), [0, 0, 1], id="back at the mark, which is then gone"),
         pytest.param((1000, 0, 999), [0, 999], id="short of the mark"),
         pytest.param((1000, 400, 700, 1200), [0, 300, 200], id="from the mark, once it is passed"),
-        pytest.param((1000, 10, 500, 20, 1100), [0, 490, 0, 100], id="the higher of two marks stays"),
+        pytest.param((1000, 10, 500, 20, 1100), [0, 490, 0, 100], id="past two marks at once, from the higher one"),
+        pytest.param((1000, 10, 500, 20, 510, 1100), [0, 490, 0, 10, 100], id="past two marks, one after the other"),
+        pytest.param((5000, 0, 1000, 0, 1001, 0, 1002), [0, 1000, 0, 1, 0, 1], id="failed reads below an old mark"),
+        pytest.param((5000, 10, 1000, 10, 1000, 10, 1000), [0, 990, 0, 0, 0, 0], id="two hosts below an old mark"),
+        pytest.param(
+            (900, 9, 600, 6, 300, 3, 700, 901), [0, 591, 0, 294, 0, 400, 1], id="of three the highest and newest"
+        ),
         pytest.param((1000, 10, 2000, 20, 1500), [0, 1000, 0, 1480], id="a new mark after the old one is gone"),
         pytest.param((500, 1000, 500, 1010, 520, 1020), [500, 0, 10, 0, 10], id="two hosts take turns"),
     ],
@@ -34,34 +50,32 @@ def test_ordinary_steps(values: tuple[int, ...], billed: list[int]) -> None:
     assert steps(*values) == billed
 
 
-def first_step(meter: Meter, value: int) -> tuple[int, int | None, int | None]:
-    """(billed, last, mark)"""
-    return meter.first_step(value), meter.last, meter.mark
-
-
-def meter(*values: int) -> Meter:
-    result = Meter()
-    for value in values:
-        result.baseline(value)
-    return result
+def first_step(before: Meter, value: int) -> tuple[int, int | None, tuple[int, ...]]:
+    """(billed, last, marks)"""
+    return before.first_amount(value), *before.after_first(value)
 
 
 def test_first_steps_after_an_explicit_start() -> None:
-    assert first_step(meter(), 70) == (70, 70, None)  # never sampled before
-    assert first_step(meter(50), 70) == (20, 70, None)  # the counter went on
-    assert first_step(meter(50), 50) == (0, 50, None)
-    assert first_step(meter(50), 30) == (30, 30, None)  # it counts from zero
-    assert first_step(meter(90, 50), 30) == (30, 30, None)  # and the mark is gone
-    assert first_step(meter(90, 50), 70) == (20, 70, 90)  # short of the mark
-    assert first_step(meter(90, 50), 95) == (5, 95, None)
+    assert first_step(meter(), 70) == (70, 70, ())  # never sampled before
+    assert first_step(meter(50), 70) == (20, 70, ())  # the counter went on
+    assert first_step(meter(50), 50) == (0, 50, ())
+    assert first_step(meter(50), 30) == (30, 30, ())  # it counts from zero
+    assert first_step(meter(90, 50), 30) == (30, 30, ())  # and the mark is gone
+    assert first_step(meter(90, 50), 70) == (20, 70, (90,))  # short of the mark
+    assert first_step(meter(90, 50), 95) == (5, 95, ())
 
 
-def test_baselines_bill_nothing_and_keep_the_marks() -> None:
-    assert (meter(50).last, meter(50).mark) == (50, None)
-    assert (meter(50, 30).last, meter(50, 30).mark) == (30, 50)
-    assert (meter(50, 30, 20).last, meter(50, 30, 20).mark) == (20, 50)
-    assert (meter(50, 30, 40).last, meter(50, 30, 40).mark) == (40, 50)
-    assert (meter(50, 30, 50).last, meter(50, 30, 50).mark) == (50, None)
+def test_baselines_keep_the_marks() -> None:
+    assert meter(50) == Meter(50, ())
+    assert meter(50, 30) == Meter(30, (50,))
+    assert meter(50, 30, 20) == Meter(20, (50, 30))
+    assert meter(50, 30, 40) == Meter(40, (50,))
+    assert meter(50, 30, 50) == Meter(50, ())
+
+
+def test_a_mark_is_passed_by_what_reaches_it_and_not_by_a_fall() -> None:
+    assert [meter(50, 30).passes(value) for value in (29, 30, 49, 50, 51)] == [False, False, False, True, True]
+    assert not meter(50).passes(60)
 
 
 def test_a_decrease_is_recorded_once_a_sample_with_its_counters() -> None:
@@ -194,10 +208,24 @@ def test_a_tail_taken_back_leaves_nothing_of_it() -> None:
 
 
 def test_a_tail_is_taken_back_as_it_was_billed_though_the_rules_have_changed() -> None:
-    journal = Journal().samples(sample(0, memory=GIB)).stop(60).add(Rules(gap_threshold_ns=SECOND_NS)).stop(30)
-    session = journal.session()
-    assert (session["measured_ns"], session["gap_ns"], session["memory_mib_seconds"]) == (0, 30 * SECOND_NS, 0)
-    assert gaps(journal) == [(0, 30, "stop", 0, 5)]
+    journal = Journal().samples(sample(0, memory=GIB)).stop(60).add(Rules(gap_threshold_ns=SECOND_NS))
+    session = journal.samples(sample(90)).session()
+    assert (session["measured_ns"], session["gap_ns"], session["memory_mib_seconds"]) == (0, 90 * SECOND_NS, 0)
+    assert gaps(journal) == [(0, 90, "step", 0, 5)]
+
+
+def test_a_point_takes_the_rules_of_the_link_that_it_is_put_into() -> None:
+    journal = Journal().samples(sample(0, memory=GIB)).samples(sample(600))
+    journal.add(Rules(gap_threshold_ns=SECOND_NS)).samples(sample(300)).stop(450)
+    # By the rules of now all of it would be gaps; the stop is contradicted at once.
+    assert gaps(journal) == []
+    assert journal.session()["measured_ns"] == 600 * SECOND_NS
+    journal.samples(sample(602)).samples(sample(601))
+    # The newest link is of the new rules, and both of its halves are.
+    assert gaps(journal) == []
+    assert journal.samples(sample(604)).samples(sample(-2)).session()["gap_ns"] == 2 * SECOND_NS
+    # Before the first instant the rules are the first one's.
+    assert second(journal.session()["start_ns"]) == -2
 
 
 # An implicit session that becomes explicit
@@ -223,18 +251,18 @@ def test_a_start_found_later_bills_under_the_caps() -> None:
     journal = Journal(CAPPED).samples(sample(0, cpu=22 * SECOND_NS + 1)).start(-10)
     assert journal.session()["cpu_time_ns"] == 0
     amounts = '{"amounts":[22000000001,0,0,0,0],"step_ns":10000000000}'
-    assert journal.anomalies() == [(3, 0, "implausible", 1, -10, amounts)]
+    assert journal.anomalies() == [(3, 0, "implausible", 1, 0, amounts)]
 
 
 @pytest.mark.parametrize(
     ("baseline", "found", "later"),
     [
         pytest.param(130, 30, 10, id="the counter went on from the last owner's 100"),
-        # The baseline fell, so 100 is a mark and stays one: 140 bills 40 of its own, not 80.
-        pytest.param(60, 60, 40, id="the counter fell"),
+        # With the start known, 60 is counted from zero and there is no mark: as if the start had come in time.
+        pytest.param(60, 60, 80, id="the counter fell"),
     ],
 )
-def test_a_start_found_later_leaves_the_marks(baseline: int, found: int, later: int) -> None:
+def test_a_start_found_later_bills_as_if_it_had_come_in_time(baseline: int, found: int, later: int) -> None:
     journal = Journal().samples(sample(0, cpu=100)).stop(1)
     journal.samples(sample(10, cpu=baseline), customer="globex").start(5, "globex")
     assert journal.session()["cpu_time_ns"] == found

@@ -8,7 +8,7 @@ NOTHING = (0, 0, 0, 0, 0)
 MEMORY_UNIT_BYTE_NANOS = 2**20 * 10**9
 
 
-@dataclass
+@dataclass(frozen=True)
 class Usage:
     """Five counters, memory x time (byte-nanoseconds), measured ns, samples, and the highest sampled memory."""
 
@@ -30,15 +30,10 @@ class Usage:
             max(self.memory_peak_bytes, other.memory_peak_bytes),
         )
 
-    def taken_back(self) -> Usage:
-        """What undoes it. A sample is never taken back, so neither is a peak.
-
-        Raises:
-            ValueError: there is a sample in it.
-        """
-        if self.samples or self.memory_peak_bytes:
-            raise ValueError("a sample cannot be taken back")
-        return Usage(tuple(-amount for amount in self.counters), -self.memory_byte_nanos, -self.measured_ns)
+    def __neg__(self) -> Usage:
+        """What undoes it. A peak cannot be undone: it is not in there."""
+        counters = tuple(-amount for amount in self.counters)
+        return Usage(counters, -self.memory_byte_nanos, -self.measured_ns, -self.samples)
 
     @property
     def memory_columns(self) -> tuple[int, int]:

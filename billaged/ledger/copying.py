@@ -1,0 +1,157 @@
+"""A copy of a SQLite file that a daemon writes to: of one moment, a little at a time, synced before it has its name."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+from billaged.model.errors import StorageError
+
+# Told how many bytes of how many are done.
+BytesDone = Callable[[int, int], None]
+
+UNFINISHED_SUFFIX: Final = ".partial"
+
+_STEP_PAGES: Final = 256
+# Write and read version in the header (sqlite.org/fileformat2.html#file_format_version_numbers): 1 is without WAL.
+_VERSIONS_AT: Final = 18
+_WITHOUT_WAL: Final = b"\x01\x01"
+# A large sync at once would hold up the daemon's own.
+SYNC_BYTES: Final = 8 * 2**20
+
+
+class Pace:
+    """How fast bytes are moved: at most so many a second, and never more than half of the time.
+
+    So a slow disk, too, belongs to the daemon for at least as long as to the copy.
+    """
+
+    def __init__(self, bytes_per_second: int) -> None:
+        """0 is as fast as it goes."""
+        self._bytes_per_second = bytes_per_second
+        self._last = time.monotonic()
+
+    def moved(self, count: int) -> None:
+        """So many bytes were moved since the last call: wait until the next ones may be."""
+        if self._bytes_per_second:
+            took_seconds = time.monotonic() - self._last
+            time.sleep(max(took_seconds, count / self._bytes_per_second - took_seconds))
+        self._last = time.monotonic()
+
+
+FULL_SPEED: Final = 0
+"""For ``Pace``."""
+
+
+def copy_database(source: Path, target: Path, pace: Pace, told: BytesDone) -> None:
+    """Copy a database into a new file that needs no other file beside it.
+
+    Whoever writes to the source goes on; its log grows until the copy is done.
+
+    Raises:
+        StorageError: there is a target already, or one of them cannot be used.
+    """
+    try:
+        with new_file(target) as (descriptor, unfinished):
+            _copy(source, unfinished, descriptor, pace, told)
+            # As a daemon's it would ask for a log beside it, also where nothing can be written; this
+            # is what "PRAGMA journal_mode=DELETE" does, without files that a kill would leave.
+            os.pwrite(descriptor, _WITHOUT_WAL, _VERSIONS_AT)
+    except (OSError, sqlite3.Error) as error:
+        raise StorageError(f"{source} cannot be copied to {target}: {error}.") from error
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[tuple[int, Path]]:
+    """A file to write, by its descriptor and its path; it gets the name it is for once the body has ended well.
+
+    Raises:
+        OSError: it cannot be made, or has been made meanwhile.
+        StorageError: there is one of that name, or another process is making it.
+    """
+    _refuse_existing(target)
+    unfinished = target.with_name(target.name + UNFINISHED_SUFFIX)
+    descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        _take(descriptor, unfinished)
+        try:
+            yield descriptor, unfinished
+            os.fsync(descriptor)
+            _refuse_existing(target)
+            unfinished.rename(target)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+    finally:
+        os.close(descriptor)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in it durable.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_existing(target: Path) -> None:
+    if target.exists():
+        raise StorageError(f"there is a {target} already.", "Choose another name, or move it away.")
+
+
+def _take(descriptor: int, unfinished: Path) -> None:
+    """What a process left that was killed is begun anew; what another one is at is left alone."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise StorageError(f"{unfinished} is being written by another process.", "Let it finish.") from error
+    os.ftruncate(descriptor, 0)
+
+
+def _copy(source: Path, unfinished: Path, descriptor: int, pace: Pace, told: BytesDone) -> None:
+    with (
+        closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as reader,
+        closing(sqlite3.connect(unfinished, isolation_level=None)) as writer,
+    ):
+        reader.isolation_level = None
+        # Held until the end: each step else begins anew where the source was written meanwhile.
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        page_bytes = reader.execute("PRAGMA page_size").fetchone()[0]
+        # A file that is not finished is thrown away, so it needs neither a log nor syncs of SQLite's.
+        writer.execute("PRAGMA journal_mode=OFF")
+        writer.execute("PRAGMA synchronous=OFF")
+        pages_done = 0
+
+        def step(_status: int, remaining: int, total: int) -> None:
+            nonlocal pages_done
+            moved, pages_done = total - remaining - pages_done, total - remaining
+            if pages_done * page_bytes % SYNC_BYTES < moved * page_bytes:
+                sync_early(descriptor)
+            told(pages_done * page_bytes, total * page_bytes)
+            pace.moved(moved * page_bytes)
+
+        reader.backup(writer, pages=_STEP_PAGES, progress=step)
+
+
+def sync_early(descriptor: int) -> None:
+    """Put what was written so far onto the disk, every ``SYNC_BYTES`` or so.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    os.fdatasync(descriptor)
+    # The daemon's pages are worth more to the machine than the copy's.
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
