@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from billaged.aggregator.engine import Engine
-from billaged.intake.journal import JournalRow, entry_of
+from billaged.aggregator.summary import SummaryBatch
+from billaged.aggregator.worker import Aggregator
+from billaged.daemon import SystemClock
+from billaged.intake.chain import rows_after
+from billaged.intake.journal import entry_of
 from billaged.intake.sqlite import SqliteJournal
 from billaged.ledger import database
 from billaged.ledger.reader import LedgerReader, reading
@@ -19,6 +22,7 @@ from billaged.model.records import (
     MetricsBatch,
     PossibleGap,
     Record,
+    Resumed,
     Tick,
     VmStarted,
     VmStopped,
@@ -73,8 +77,19 @@ def payload_of(record: Record) -> bytes:
         ).SerializeToString()
     if isinstance(record, Heartbeat):
         return pb.SendHeartbeatRequest(instance_id=record.instance_id, active_vms=record.active_vms).SerializeToString()
-    assert isinstance(record, Tick | FoldRules)
+    assert isinstance(record, Tick | FoldRules | Resumed)
     return codec.encode_own(record)
+
+
+class _Nobody:
+    """Who gets the summaries."""
+
+    def publish(self, batch: SummaryBatch) -> None:
+        pass
+
+
+def _fail(error: BaseException) -> None:
+    raise error
 
 
 class DataDir:
@@ -84,22 +99,21 @@ class DataDir:
         self.path = path
         self.journal = SqliteJournal(path / "journal.db")
         self.store = LedgerStore(database.open_for_writing(path / "ledger.db"), self.journal.journal_id)
-        self._engine = Engine(self.store.checkpoint())
+        self.aggregator = Aggregator(self.store, _Nobody(), SystemClock(), NANOS, _fail)
+        self.aggregator.load()
 
-    def put(self, *records: Record, fold: bool = True) -> None:
-        rows = [
-            JournalRow(sequence, codec.kind_of(record), at("12:00:00") + sequence * NANOS, "test", payload_of(record))
-            for sequence, record in enumerate(records, self.journal.position + 1)
-        ]
+    def put(self, *records: Record, fold: bool = True, received_ns: int | None = None) -> None:
+        """Each is received a second after the one before, where no time is given."""
+        rows = rows_after(
+            self.journal.head,
+            [
+                (codec.kind_of(record), received_ns or at("12:00:00") + sequence * NANOS, "test", payload_of(record))
+                for sequence, record in enumerate(records, self.journal.position + 1)
+            ],
+        )
         self.journal.append(rows)
         if fold:
-            entries = [entry_of(row) for row in rows]
-            if unknown := self._engine.unknown_vms(entries):
-                self._engine.restore(self.store.newest_sessions(unknown))
-            self._engine.fold(entries)
-            changes = self._engine.collect()
-            assert changes is not None
-            self.store.commit(changes)
+            self.aggregator.replay([[entry_of(row) for row in rows]])
 
     def close(self) -> None:
         self.store.close()

@@ -60,7 +60,7 @@ def test_json_is_for_programs() -> None:
     outcome = show("--format", "json", PORT="9000", VANISH_AFTER="2h", DATABASE_URL="postgresql://me:hunter2@db/b")
     settings = {item.pop("name"): item for item in json.loads(outcome.stdout)}
     assert settings["UNKEY_BILLAGED_PORT"] == {"value": "9000", "source": "environment", "not_yet": False}
-    assert settings["UNKEY_BILLAGED_VANISH_AFTER"] == {"value": "2h", "source": "environment", "not_yet": True}
+    assert settings["UNKEY_BILLAGED_VANISH_AFTER"] == {"value": "2h", "source": "environment", "not_yet": False}
     assert settings["UNKEY_BILLAGED_TLS_CA_FILE"] == {"value": None, "source": "default", "not_yet": False}
     assert settings["UNKEY_BILLAGED_DATABASE_URL"] == {"value": "***", "source": "environment", "not_yet": True}
 

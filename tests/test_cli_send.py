@@ -336,7 +336,7 @@ def test_completion_knows_the_commands() -> None:
     environment = {"_BILLAGED_COMPLETE": "bash_complete", "COMP_WORDS": "billaged ve", "COMP_CWORD": "1"}
     result = run("-m", "billaged", environment=environment)
     # `python -m billaged` is run under the command's own name, as the console script is.
-    assert result.stdout == "plain,version\n"
+    assert result.stdout == "plain,verify\nplain,version\n"
 
 
 # --- never plaintext by mistake --------------------------------------------------------

@@ -20,6 +20,7 @@ from billaged.ledger.dump import DUMPED, dump
 from billaged.model.errors import BillagedError
 from billaged.model.records import FoldRules, Heartbeat, PossibleGap, Record, Tick, VmStarted, VmStopped
 from billaged.model.time import MINUTE_NANOS, NANOS
+from billaged.reports import refold
 from billaged.reports import replay as replaying
 
 MARKED = batch("marked", (at("10:00:00"), GIB, 1_000))
@@ -135,7 +136,7 @@ def test_the_recomputed_ledger_can_be_kept(directory: Path, tmp_path: Path) -> N
 def test_a_replay_in_small_groups_with_evicted_vms_is_equal(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a long journal is replayed: many reads, many commits, ended VMs that only the fresh ledger still knows."""
     monkeypatch.setattr(journal_file, "_READ_ROWS", 3)
-    monkeypatch.setattr(replaying, "_FLUSH_ROWS", 0)
+    monkeypatch.setattr(refold, "_FLUSH_ROWS", 0)
     monkeypatch.setattr(fold, "_ENDED_KEPT", 0)
     code, out, err = run("journal", "replay", "--data-dir", directory)
     assert (code, err, out.splitlines()[-1]) == (0, "", "equal")
@@ -184,12 +185,14 @@ def test_a_flipped_byte_that_breaks_a_message_is_named(directory: Path) -> None:
 
 
 def test_a_flipped_byte_that_changes_an_amount_is_a_difference(directory: Path) -> None:
-    """No message is broken by it, so only the ledger can tell."""
+    """No message is broken by it: only the chain and the ledger can tell."""
     payload = payload_of(MARKED)
     # 1000 ns of CPU time as a varint is e8 07; with the bit flipped it is 1001.
     assert payload.count(b"\xe8\x07") == 1
     flip(directory / "journal.db", payload, payload.index(b"\xe8\x07"))
-    assert run("journal", "verify", "--data-dir", directory)[0] == 0
+    code, _, err = run("journal", "verify", "--data-dir", directory)
+    sequence = RECORDS.index(MARKED) + 1
+    assert (code, err) == (1, f"journal row {sequence} was changed: it does not go on from the row before it")
     code, out, err = run("journal", "replay", "--data-dir", directory)
     assert code == 1
     assert "sessions: vm_id=marked, ordinal=1: cpu_time_ns is 2000, should be 1999" in out
@@ -228,7 +231,7 @@ def test_a_deleted_row_is_named(directory: Path, delete: str, problem: str) -> N
         ("UPDATE journal SET received_ns = 'noon' WHERE sequence = 4", "journal row 4 is damaged: a column is not of"),
         ("UPDATE about SET pruned = 2", "journal row 1 is still there, though rows up to 2 have left\nand 1 more"),
         ("UPDATE about SET journal_id = 'another'", "but this one is another"),
-        ("DELETE FROM about", "finds nothing"),
+        ("DELETE FROM about", "it does not say which it is"),
         ("PRAGMA user_version = 9", "its schema is 9"),
     ],
 )
@@ -278,7 +281,7 @@ def test_a_ledger_ahead_of_its_journal_is_named(directory: Path) -> None:
             "tallies: name=invented: does not follow from the journal",
         ),
         ("DELETE FROM dead_letters", "dead_letters: sequence="),
-        ("UPDATE anomalies SET at_ns = 0", "anomalies: sequence="),
+        ("UPDATE anomalies SET detail = '[]'", "detail is [], should be"),
         ("UPDATE instances SET active_vms = '[]'", "instances: instance_id=host: active_vms is [], should be"),
         ("UPDATE corrections SET samples = 9", "corrections: sequence="),
         ("DELETE FROM reported_gaps", "reported_gaps: sequence="),

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     "period_text",
     required=True,
     metavar="PERIOD",
-    help="2026-11, 2026-11-15 or 2026-11-01..2026-11-15 (the last day is in it), UTC.",
+    help="2026-11, 2026-11-15, 2026-11-01..2026-11-15 (the last day is in it), this-month, last-month, today, "
+    "yesterday; UTC.",
 )
 @click.option(
     "--by",
@@ -65,7 +66,7 @@ def bill(
     from billaged.reports.period import period
 
     settings = load_settings()
-    span = period(period_text)
+    span = period(period_text, time.time_ns())
     with reading(data_dir_of(settings, data_dir) / FILE_NAME) as ledger:
         made = bill_of(ledger, Subject(vm_id, customer_id), span, by, settings.score.weights(), time.time_ns())
     if form != "table":

@@ -33,7 +33,9 @@ def serve() -> None:
     style = settings.log.format
     if style == "auto":
         style = "text" if sys.stdout.isatty() else "json"
-    logs.configure(settings.log.level, style)
+    logs.configure(
+        settings.log.level, style, levels=settings.log.levels_by_logger(), audit_file=settings.log.audit_file
+    )
     # The thread that waits for the interpreter's lock gets it sooner: a busy event loop
     # would else hold up the journal writer by 5 ms each time it wants it back.
     sys.setswitchinterval(0.0005)

@@ -18,6 +18,25 @@ class JournalRow(NamedTuple):
     received_ns: int
     caller: str
     payload: bytes
+    # What it is chained with (``chain.py``); empty in a row of before there was a chain.
+    chain: bytes = b""
+
+
+class Head(NamedTuple):
+    """The chain of a row: it stands for every row up to that one."""
+
+    sequence: int
+    chain: bytes
+
+    def __str__(self) -> str:
+        return f"{self.sequence}:{self.chain.hex()}"
+
+
+class Beginning(NamedTuple):
+    """Rows ``after`` this sequence are chained, the first of them to ``chain``; 0 where all are."""
+
+    after: int
+    chain: bytes
 
 
 class Journal(Protocol):
@@ -35,8 +54,25 @@ class Journal(Protocol):
     def pruned(self) -> int:
         """Sequences up to here have left; 0 for none."""
 
+    @property
+    def beginning(self) -> Beginning:
+        """Where the chain begins."""
+
+    @property
+    def head(self) -> Head:
+        """``position`` and the chain that the next row goes on from, of one moment. For any thread."""
+
+    def chain_at(self, sequence: int) -> bytes:
+        """The chain that the row after a sequence goes on from; empty before the chain's beginning. For any thread.
+
+        The sequence is ``pruned``, ``position`` or one between them.
+
+        Raises:
+            StorageError: the row is not there, or has no chain.
+        """
+
     def append(self, rows: Sequence[JournalRow]) -> None:
-        """Make the rows durable, all or none. Their sequences continue from ``position``.
+        """Make the rows durable, all or none. Their sequences and chains go on from ``head``.
 
         Raises:
             DurabilityLost: whether they are on disk is unknown; never append again.
@@ -48,7 +84,7 @@ class Journal(Protocol):
         Those that have left are not among them. ``whole=False`` takes what is there.
 
         Raises:
-            StorageError: a row is missing, or cannot be read; the message names it.
+            StorageError: a row is missing, was changed, or cannot be read; the message names it.
         """
 
     def newest_received_ns(self) -> int:
@@ -70,9 +106,9 @@ class Journal(Protocol):
 
 def has_types(row: JournalRow) -> bool:
     """Whether each column is of its type: SQLite keeps whatever it is given."""
-    sequence, kind, received_ns, caller, payload = row
+    sequence, kind, received_ns, caller, payload, chain = row
     numbers = isinstance(sequence, int) and isinstance(kind, int) and isinstance(received_ns, int)
-    return numbers and isinstance(caller, str) and isinstance(payload, bytes)
+    return numbers and isinstance(caller, str) and isinstance(payload, bytes) and isinstance(chain, bytes)
 
 
 def entry_of(row: JournalRow) -> JournalEntry:
@@ -94,4 +130,4 @@ def entry_of(row: JournalRow) -> JournalEntry:
             f"journal row {row.sequence} (kind {row.kind}) cannot be decoded: {error}.",
             "The journal is damaged: restore it from a backup.",
         ) from error
-    return JournalEntry(row.sequence, kind, row.received_ns, row.caller, row.payload, record)
+    return JournalEntry(row.sequence, kind, row.received_ns, row.caller, row.payload, record, row.chain)

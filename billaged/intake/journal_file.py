@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from billaged.intake.journal import JournalRow
-from billaged.intake.sqlite import SCHEMA_VERSION, reason_of
+from billaged.intake.journal import Head, JournalRow
+from billaged.intake.sqlite import reason_of
+from billaged.intake.sqlite_schema import ROW_COLUMNS, SCHEMA_VERSION, About, about
 from billaged.model.errors import StorageError
 
 _READ_ROWS: Final = 4_096
@@ -34,27 +35,53 @@ class JournalFile:
             raise StorageError(f"the journal {path} cannot be opened: {error}.") from error
         try:
             self._check_version()
-            self.journal_id: str = self._value("SELECT journal_id FROM about")
+            self.journal_id: str = self.about().journal_id
         except StorageError:
             self._connection.close()
             raise
 
     def _check_version(self) -> None:
         version = self._value("PRAGMA user_version")
+        if version == 1:
+            raise StorageError(
+                f"the journal {self.path} is of a version before this one.",
+                "Start the daemon once: it brings it up to date.",
+            )
         if version != SCHEMA_VERSION:
             raise StorageError(
                 f"{self.path} is no journal, or of another version: its schema is {version},"
                 f" this version of billaged knows {SCHEMA_VERSION}."
             )
 
+    def about(self) -> About:
+        """What the file says about itself, of one moment. Grows while a daemon runs."""
+        try:
+            return about(self._connection, self.path)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
     def pruned(self) -> int:
         """Sequences up to here have left; 0 for none. Grows while a daemon runs."""
-        return int(self._value("SELECT pruned FROM about"))
+        return self.about().left.sequence
 
     def end(self) -> int:
         """The last sequence that was ever appended; 0 for none. Grows while a daemon runs."""
-        given = self._query("SELECT seq FROM sqlite_sequence WHERE name = 'journal'")
-        return max(given[0][0] if given else 0, self.pruned())
+        return self.about().head.sequence
+
+    def head(self) -> Head:
+        """What the next row goes on from.
+
+        Raises:
+            StorageError: rows are missing at the end.
+        """
+        about = self.about()
+        if about.lost is not None:
+            raise StorageError(
+                f"the journal {self.path} is damaged: its rows end before row {about.lost[0]},"
+                f" though {about.head.sequence} were given.",
+                "Restore a backup of it.",
+            )
+        return about.head
 
     def integrity_problems(self) -> list[str]:
         """What SQLite finds wrong with the file's structure; reads all of it."""
@@ -67,7 +94,7 @@ class JournalFile:
         Raises:
             StorageError: they cannot be read; the message names the place.
         """
-        query = "SELECT sequence, kind, received_ns, caller, payload FROM journal"
+        query = f"SELECT {ROW_COLUMNS} FROM journal"
         query += " WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?"
         while True:
             try:
@@ -92,6 +119,7 @@ class JournalFile:
         try:
             return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise StorageError(
-                f"the journal {self.path} cannot be read: {reason_of(error)}.", "Restore a backup of it."
-            ) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: sqlite3.Error) -> StorageError:
+        return StorageError(f"the journal {self.path} cannot be read: {reason_of(error)}.", "Restore a backup of it.")

@@ -9,32 +9,30 @@ an hour of readings has shown no step, and what was stamped with a time to come 
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
-import os
-import re
+import logging
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from billaged.intake.chain import Follower
 from billaged.intake.clock import Steadiness, awake_and_asleep_nanos
 from billaged.intake.journal import Journal, JournalRow
+from billaged.intake.segment_file import SegmentFile, segments_in, write_segment
 from billaged.model.errors import StorageError
 from billaged.model.time import HOUR_NANOS, MINUTE_NANOS, NANOS
 
+_log: Final = logging.getLogger("billaged.intake")
+
 FOLDER_NAME: Final = "segments"
 
-_NAME: Final = re.compile(r"journal-(\d{16})-(\d{16})\.jsonl\.gz")
 _ROWS: Final = 50_000
 _BYTES: Final = 64 * 2**20
-_CHUNK_ROWS: Final = 4_096
 # A segment that is not full waits this long for more rows: a quiet daemon writes few files.
 _PATIENCE_NANOS: Final = HOUR_NANOS
 # Stamped later than this after now: the clock was wrong then.
 _FUTURE_NANOS: Final = 5 * MINUTE_NANOS
+_RESTORE: Final = "Restore it from a backup."
 
 
 class Segments:
@@ -55,9 +53,9 @@ class Segments:
     def archive(self, journal: Journal, after: int, through: int, received_before_ns: int, *, keep: bool = True) -> int:
         """Write the journal's rows after a sequence, up to another and to a time, into one segment.
 
-        Returns the last sequence in it: rows up to there may leave the journal. 0 where
-        too few qualify yet to be worth a file. ``keep=False`` writes none: the rows are gone for
-        good then, so none qualify before the time has gone on steadily for an hour.
+        Returns the last sequence in it: all rows up to there have a segment. 0 where
+        too few qualify yet to be worth a file (those that end at ``through`` always are). ``keep=False`` writes
+        none: the rows are gone for good then, so none qualify before the time has gone on steadily for an hour.
         """
         if not self._archive_time.holds(received_before_ns) and not keep:
             return 0
@@ -65,26 +63,12 @@ class Segments:
         if not rows:
             return 0
         oldest_ns = min(row.received_ns for row in rows)
-        if len(rows) < _ROWS and oldest_ns >= received_before_ns - _PATIENCE_NANOS:
+        is_full = len(rows) >= _ROWS or rows[-1].sequence == through
+        if not is_full and oldest_ns >= received_before_ns - _PATIENCE_NANOS:
             return 0
         if keep:
-            self._write(rows)
+            write_segment(self._folder, rows, _chain_before(rows[0], journal))
         return rows[-1].sequence
-
-    def _write(self, rows: list[JournalRow]) -> None:
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        name = f"journal-{rows[0].sequence:016d}-{rows[-1].sequence:016d}.jsonl.gz"
-        unfinished = self._folder / f"{name}.tmp"
-        with unfinished.open("wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            # No time stamp in it: the same rows give the same bytes.
-            with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=6, mtime=0, filename="") as packed:
-                for row in rows:
-                    packed.write(_line(row))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.rename(self._folder / name)
-        _sync_folder(self._folder)
 
     def _oldest(self, journal: Journal, after: int, through: int, received_before_ns: int) -> list[JournalRow]:
         rows: list[JournalRow] = []
@@ -113,7 +97,7 @@ class Segments:
         future_seconds = (self._wall_nanos() + _FUTURE_NANOS) / NANOS
         old: list[Path] = []
         seen: list[Path] = []
-        for _, _, path in self._files():
+        for _, _, path in segments_in(self._folder):
             written_seconds = path.stat().st_mtime
             if written_before_seconds <= written_seconds < future_seconds:
                 break
@@ -125,66 +109,82 @@ class Segments:
             path.unlink()
         return len(old)
 
+    def reach(self, pruned: int) -> int:
+        """All rows after this sequence are there: in segments up to ``pruned``, where the journal begins."""
+        reached = pruned
+        for segment in reversed(segments_in(self._folder)):
+            if segment.last >= reached:
+                reached = min(reached, segment.first - 1)
+        return reached
+
+    def first(self) -> int | None:
+        """The first sequence that any segment has; None where there is none."""
+        return min((segment.first for segment in segments_in(self._folder)), default=None)
+
+    def chain_before(self, sequence: int) -> bytes | None:
+        """What a row goes on from, as a segment says that begins with it; None where none does.
+
+        Raises:
+            StorageError: the segment's first line is none.
+        """
+        for segment in segments_in(self._folder):
+            if segment.first == sequence and (known := segment.known()) is not None:
+                return known.chain
+        return None
+
     def read(self, after: int, through: int) -> Iterator[list[JournalRow]]:
         """The rows of (after, through] in order, in chunks.
 
         Raises:
-            StorageError: a segment is missing or damaged; the message names it.
+            StorageError: a segment is missing or damaged, or a row was changed; the message names it.
         """
-        next_sequence = after + 1
-        for first, last, path in self._files():
-            if last < next_sequence:
+        reached = after
+        trail = None
+        for segment in segments_in(self._folder):
+            if segment.last <= reached:
                 continue
-            if first > next_sequence or next_sequence > through:
+            if segment.first > reached + 1 or reached >= through:
                 break
-            for rows in _read_file(path):
-                wanted = [row for row in rows if next_sequence <= row.sequence <= through]
-                for row in wanted:
-                    if row.sequence != next_sequence:
-                        raise StorageError(f"the segment {path} lacks row {next_sequence}.", "Restore it.")
-                    next_sequence += 1
+            trail = trail or _Trail(segment)
+            for rows in trail.follow(segment):
+                wanted = [row for row in rows if reached < row.sequence <= through]
                 if wanted:
                     yield wanted
-        if next_sequence <= through:
+                    reached = wanted[-1].sequence
+        if reached < through:
             raise StorageError(
-                f"no segment in {self._folder} holds journal row {next_sequence}.",
+                f"no segment in {self._folder} holds journal row {reached + 1}.",
                 "Restore the segment files; rows that left the journal are nowhere else.",
             )
 
-    def _files(self) -> list[tuple[int, int, Path]]:
-        """First and last sequence and path of each segment, in order; of two that begin alike the longer one last."""
-        found = []
-        for path in self._folder.glob("journal-*.jsonl.gz") if self._folder.is_dir() else ():
-            if match := _NAME.fullmatch(path.name):
-                found.append((int(match[1]), int(match[2]), path))
-        return sorted(found)
+
+class _Trail:
+    """Rows that go on from each other, through segments that may overlap."""
+
+    def __init__(self, first: SegmentFile) -> None:
+        self._follower = Follower(known=first.known())
+        self._seen = first.first - 1
+
+    def follow(self, segment: SegmentFile) -> Iterator[list[JournalRow]]:
+        for rows in segment.rows():
+            new = [row for row in rows if row.sequence > self._seen]
+            for row in new:
+                if row.sequence != self._seen + 1:
+                    raise StorageError(f"the segment {segment.path} lacks row {self._seen + 1}.", _RESTORE)
+                if not self._follower.goes_on(row):
+                    raise StorageError(
+                        f"row {row.sequence} in the segment {segment.path} was changed:"
+                        " it does not go on from the row before it.",
+                        _RESTORE,
+                    )
+                self._seen = row.sequence
+            yield new
 
 
-def _line(row: JournalRow) -> bytes:
-    fields = row._asdict()
-    fields["payload"] = base64.b64encode(row.payload).decode()
-    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
-
-
-def _read_file(path: Path) -> Iterator[list[JournalRow]]:
-    rows: list[JournalRow] = []
+def _chain_before(row: JournalRow, journal: Journal) -> bytes:
     try:
-        with gzip.open(path, "rb") as packed:
-            for line in packed:
-                fields = json.loads(line)
-                fields["payload"] = base64.b64decode(fields["payload"], validate=True)
-                rows.append(JournalRow(**fields))
-                if len(rows) == _CHUNK_ROWS:
-                    yield rows
-                    rows = []
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError) as error:
-        raise StorageError(f"the segment {path} is damaged: {error}.", "Restore it from a backup.") from error
-    yield rows
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return journal.chain_at(row.sequence - 1)
+    except StorageError:
+        # It is lost, or has no chain: the segment can be read without it, and 'journal verify' names what is lost.
+        _log.exception("journal row %d goes into a segment without what it goes on from", row.sequence)
+        return b""

@@ -10,7 +10,7 @@ from billaged.intake.clock import ClockWatch
 from billaged.intake.validation import Limits, validate
 from billaged.intake.writer import JournalWriter, Waiting
 from billaged.model.errors import NotServing, Overloaded, WrongOwner
-from billaged.model.records import FoldRules, Kind, MetricsBatch, Record, Tick, VmStarted
+from billaged.model.records import FoldRules, Kind, MetricsBatch, Record, Resumed, Tick, VmStarted
 from billaged.wire import codec
 
 # What names a customer.
@@ -42,6 +42,16 @@ class Fold(Protocol):
     def known_vms(self) -> int: ...
 
 
+class Follower(Protocol):
+    """Who follows a request's record on its way. Called by the task that answers the request."""
+
+    def handed_over(self, number: int) -> None:
+        """Its record goes to the journal now. Numbers count an intake's records from 1 on; they are folded in order."""
+
+    def durable(self) -> None:
+        """It is in the journal."""
+
+
 class Intake:
     """Lives on the event loop: every method but the constructor is called there."""
 
@@ -54,6 +64,7 @@ class Intake:
         queue_max_records: int,
         queue_max_bytes: int,
         max_vms: int,
+        follower: Follower | None = None,
     ) -> None:
         self._writer = writer
         self._fold = fold
@@ -62,8 +73,11 @@ class Intake:
         self._queue_max_records = queue_max_records
         self._queue_max_bytes = queue_max_bytes
         self._max_vms = max_vms
+        self._follower = follower
         self._refusing: str | None = "billaged is starting"
         self._disk_full: str | None = None
+        # Since when, by the wall clock.
+        self._disk_full_since_ns = 0
         # Records handed to the writer since the start.
         self._submitted = 0
         # Bytes of their payloads.
@@ -98,8 +112,16 @@ class Intake:
         if self.in_flight >= self._queue_max_records or self.in_flight_bytes + len(payload) > self._queue_max_bytes:
             raise Overloaded("too many requests are in flight; send again in a moment")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._hand_over(Waiting(codec.kind_of(record), now.wall_ns, caller, payload, record, done))
+        waiting = Waiting(codec.kind_of(record), now.wall_ns, caller, payload, record, done)
+        if self._follower is None:
+            self._hand_over(waiting)
+            await done
+            return
+        # Before it goes: it could be folded before it is heard of.
+        self._follower.handed_over(self._submitted + 1)
+        self._hand_over(waiting)
         await done
+        self._follower.durable()
 
     def running_customer(self, vm_id: str) -> str | None:
         """Who pays for a VM, as far as is known at this moment (``doors.gate.Owners``)."""
@@ -133,7 +155,7 @@ class Intake:
                 raise Overloaded("the fold is behind; send again in a moment")
             await asyncio.sleep(_SETTLE_POLL_SECONDS)
 
-    def submit_own(self, record: Tick | FoldRules) -> None:
+    def submit_own(self, record: Tick | FoldRules | Resumed) -> None:
         """Journal one of the daemon's own records; it is folded in its place."""
         now = self._clock.now()
         payload = codec.encode_own(record)
@@ -171,5 +193,15 @@ class Intake:
         self._refusing = reason
 
     def disk_is_full(self, reason: str | None) -> None:
-        """Refuse with this reason until it is None again; reads go on."""
+        """Refuse with this reason until it is None again; reads go on. How long it was is journaled."""
+        if reason is not None and self._disk_full is None:
+            self._disk_full_since_ns = self._clock.now().wall_ns
+        elif reason is None and self._disk_full is not None:
+            self.resumed_after(self._disk_full_since_ns)
         self._disk_full = reason
+
+    def resumed_after(self, down_from_ns: int) -> None:
+        """Journal that nothing was taken from then until now, unless the clock says that there was no such time."""
+        up_ns = self._clock.now().wall_ns
+        if up_ns > down_from_ns:
+            self.submit_own(Resumed(down_from_ns, up_ns))

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Final, NamedTuple, Protocol
 
-from billaged.intake.journal import Journal, JournalRow
+from billaged.intake.chain import rows_after
+from billaged.intake.journal import Journal
 from billaged.model.errors import BillagedError, NotServing
 from billaged.model.records import JournalEntry, Kind, Record
 
@@ -40,6 +41,13 @@ class Downstream(Protocol):
     def put(self, entries: Sequence[JournalEntry]) -> None: ...
 
 
+class GroupObserver(Protocol):
+    """Who wants to know how the journal does. Called by the writer's thread, which must not wait."""
+
+    def committed(self, first: int, records: int, seconds: float) -> None:
+        """A group of this many rows, from the sequence ``first`` on, is durable; that took so long."""
+
+
 class JournalWriter:
     """Owns the journal's writing side. ``put`` is the way in; None in the queue is the end."""
 
@@ -51,6 +59,7 @@ class JournalWriter:
         group_max_records: int,
         group_max_bytes: int,
         on_fatal: Callable[[BaseException], None],
+        observer: GroupObserver | None = None,
     ) -> None:
         self._journal = journal
         self._downstream = downstream
@@ -58,6 +67,7 @@ class JournalWriter:
         self._group_max_records = group_max_records
         self._group_max_bytes = group_max_bytes
         self._on_fatal = on_fatal
+        self._observer = observer
         # Bounded by the intake, which refuses what is too much before it comes here.
         self._queue: SimpleQueue[Waiting | None] = SimpleQueue()
         # Rows up to here may leave the journal; the thread removes them between commits.
@@ -115,10 +125,13 @@ class JournalWriter:
         return group, False
 
     def _commit(self, group: list[Waiting]) -> None:
-        first = self._journal.position + 1
-        self._journal.append([JournalRow(first + index, *one[:4]) for index, one in enumerate(group)])
+        rows = rows_after(self._journal.head, [one[:4] for one in group])
+        began = time.perf_counter()
+        self._journal.append(rows)
+        if self._observer is not None:
+            self._observer.committed(rows[0][0], len(rows), time.perf_counter() - began)
         self.groups += 1
-        self._downstream.put([JournalEntry(first + index, *one[:5]) for index, one in enumerate(group)])
+        self._downstream.put([JournalEntry(row[0], *one[:5], row[5]) for row, one in zip(rows, group, strict=True)])
         futures = [one.done for one in group if one.done is not None]
         if futures:
             self._loop.call_soon_threadsafe(_acknowledge, futures)

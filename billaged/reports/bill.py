@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from decimal import Decimal
-from itertools import accumulate
 from typing import Final, Literal, NamedTuple
 
 from billaged.ledger.reader import Anomaly, LedgerReader
@@ -35,13 +33,9 @@ class BillLine(NamedTuple):
 
 
 class BillGap(NamedTuple):
-    """A gap, whole, and what of it lies in the period: of a closed one, counters too.
-
-    ``reasons`` are ``reported`` where a sender spoke of that time, else ``no_samples``.
-    """
+    """A gap, whole, and what of it lies in the period: of a closed one, counters too."""
 
     line: GapLine
-    reasons: tuple[str, ...]
     in_period_ns: int
     in_period: Usage | None
 
@@ -145,21 +139,13 @@ def _lines(
 
 
 def _gaps(reader: LedgerReader, subject: Subject, span: Span, now_ns: int) -> list[BillGap]:
-    lines = gap_lines(reader, subject, span, now_ns)
-    ends_ns = [now_ns if line.end_ns is None else line.end_ns for line in lines]
-    # As far as the gaps reach: a gap has the same reasons in each period's bill.
-    hull = Span(min([span.from_ns, *(line.start_ns for line in lines)]), max([span.to_ns, *ends_ns]))
-    reported: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for said in reader.reported_gaps(subject, hull):
-        reported[said.vm_id].append((said.last_sent_ns, said.resume_ns))
-    # The latest end of all that start no later, so that one look finds an overlap.
-    latest = {vm_id: list(accumulate((end for _, end in spans), max)) for vm_id, spans in reported.items()}
     gaps = []
-    for line, end_ns in zip(lines, ends_ns, strict=True):
-        before = bisect_left(reported[line.vm_id], (end_ns,))
-        is_reported = before > 0 and latest[line.vm_id][before - 1] > line.start_ns
-        reasons = ("reported",) if line.state == "reported" or is_reported else ("no_samples",)
-        gaps.append(BillGap(line, reasons, overlap_ns(span, line.start_ns, end_ns), _counters(line, span)))
+    for line in gap_lines(reader, subject, span, now_ns):
+        if line.state == "outside" and line.end_ns is None and line.start_ns < span.from_ns:
+            # It ended in an earlier period, and may be gone for good: not to be told each month.
+            continue
+        end_ns = now_ns if line.end_ns is None else line.end_ns
+        gaps.append(BillGap(line, overlap_ns(span, line.start_ns, end_ns), _counters(line, span)))
     return gaps
 
 

@@ -66,7 +66,7 @@ def _gaps_sheet(gaps: list[BillGap]) -> Sheet:
         line = gap.line
         rows.append(
             [
-                *(line.state, line.kind or "", " ".join(gap.reasons), line.vm_id, human_instant(line.start_ns)),
+                *(line.state, line.kind or "", " ".join(line.reasons), line.vm_id, human_instant(line.start_ns)),
                 "open" if line.end_ns is None else human_instant(line.end_ns),
                 "" if line.end_ns is None else human_duration(line.duration_ns),
                 human_duration(gap.in_period_ns),

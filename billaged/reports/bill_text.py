@@ -28,7 +28,7 @@ _USAGE: Final = (
     *("resource_score", "cpu_seconds", "memory_gib_hours", "gap_cpu_seconds"),
 )
 _GAP: Final = (
-    *(*GAP_FIELDS, "reasons", "in_period_ns", "in_period_seconds"),
+    *(*GAP_FIELDS, "in_period_ns", "in_period_seconds"),
     *(f"in_period_{name}" for name in COUNTER_FIELDS),
 )
 _ANOMALY: Final = ("kind", "vm_id", "customer_id", "session", "at", "at_ns", "sequence", "item", "detail")
@@ -60,7 +60,7 @@ def bill_json(bill: Bill) -> str:
     if bill.buckets is not None:
         page["buckets"] = [_bucket(line) for line in bill.buckets]
     page["total"] = _line(bill.total)
-    page["gaps"] = [_gap(gap) | {"reasons": list(gap.reasons)} for gap in bill.gaps]
+    page["gaps"] = [_gap(gap) | _lists(gap) for gap in bill.gaps]
     page["anomalies"] = [_anomaly(each) | {"detail": _detail(each)} for each in bill.anomalies]
     page["anomalies_left_out"] = bill.anomalies_left_out
     return as_json(page)
@@ -72,7 +72,7 @@ def bill_csv(bill: Bill) -> str:
     records: list[Record] = [_csv_line("vm", line, period) for line in bill.lines]
     records += [{"record": "bucket", **_bucket(line)} for line in bill.buckets or ()]
     records.append(_csv_line("total", bill.total, period))
-    records += [{"record": "gap", **_gap(gap), "reasons": " ".join(gap.reasons)} for gap in bill.gaps]
+    records += [{"record": "gap", **_gap(gap)} for gap in bill.gaps]
     records += [{"record": "anomaly", **_anomaly(each)} for each in bill.anomalies]
     return as_csv(_CSV, records)
 
@@ -130,6 +130,10 @@ def _gap(gap: BillGap) -> dict[str, Any]:
     }
     inside = {"in_period_ns": gap.in_period_ns, "in_period_seconds": exact_seconds(gap.in_period_ns)}
     return {**record, **inside, **part}
+
+
+def _lists(gap: BillGap) -> dict[str, list[str]]:
+    return {"reasons": list(gap.line.reasons), "instances": list(gap.line.instances)}
 
 
 def _anomaly(anomaly: Anomaly) -> dict[str, Any]:

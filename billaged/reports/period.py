@@ -10,18 +10,22 @@ from billaged.model.time import DAY_NANOS, INT64_MAX, format_instant, is_bare_da
 from billaged.reports.errors import BadSpan
 
 _MONTH: Final = re.compile(r"(\d{4})-(\d\d)", re.ASCII)
-_HINT: Final = "Write it like 2026-11, 2026-11-15, 2026-11-01..2026-11-15 or 2026-10..2026-11."
+_HINT: Final = "Write it like 2026-11, 2026-11-15, 2026-11-01..2026-11-15, 2026-10..2026-11, last-month or yesterday."
+# For commands that a timer runs: seen from now, the month or day so many before it.
+_MONTHS_AGO: Final = {"this-month": 0, "last-month": 1}
+_DAYS_AGO: Final = {"today": 0, "yesterday": 1}
 
 
-def period(text: str) -> Span:
+def period(text: str, now_ns: int = 0) -> Span:
     """The span that ``2026-11`` or ``2026-11-01..2026-11-15`` means: half-open, the last month or day in it.
 
-    A side of ``..`` may also be an instant (RFC 3339); as the end it is not in the span.
+    A side of ``..`` may also be an instant (RFC 3339); as the end it is not in the span. ``last-month``,
+    ``yesterday`` and the like are those of ``now_ns``.
 
     Raises:
         BadSpan: the text is no period, or an empty one.
     """
-    first, dots, last = text.partition("..")
+    first, dots, last = (_dated(side, now_ns) for side in text.partition(".."))
     from_ns, to_ns = _span_of(first)
     if dots:
         to_ns = _span_of(last)[1]
@@ -30,6 +34,18 @@ def period(text: str) -> Span:
     if from_ns >= to_ns:
         raise BadSpan(f"--period: {format_instant(from_ns)} is not before {format_instant(to_ns)}.", _HINT)
     return Span(from_ns, to_ns)
+
+
+def _dated(text: str, now_ns: int) -> str:
+    """A month or a day that is named from now, by its date; everything else as it is."""
+    name = text.strip().lower()
+    if name in _DAYS_AGO:
+        return format_instant(now_ns - _DAYS_AGO[name] * DAY_NANOS)[: len("2026-11-15")]
+    if name in _MONTHS_AGO:
+        year, month = map(int, format_instant(now_ns).split("-")[:2])
+        year, month_before = divmod(year * 12 + month - 1 - _MONTHS_AGO[name], 12)
+        return f"{year:04}-{month_before + 1:02}"
+    return text
 
 
 def _span_of(text: str) -> Span:

@@ -1,140 +1,169 @@
-"""The ledger computed anew from its journal, and compared with the one that is there, row by row."""
+"""The ledger computed anew from its journal, from the first row or from a cut, and compared with the real one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from billaged.aggregator.engine import Engine
-from billaged.intake.journal import JournalRow, entry_of
+from billaged.aggregator.persistence import of_another_version
 from billaged.intake.journal_file import JournalFile
 from billaged.intake.segments import FOLDER_NAME as SEGMENTS
 from billaged.intake.segments import Segments
 from billaged.intake.sqlite import FILE_NAME
 from billaged.ledger import database
-from billaged.ledger.dump import DUMPED
+from billaged.ledger.backup import look_at
+from billaged.ledger.checked import readable
+from billaged.ledger.cuts import FOLDER_NAME as SNAPSHOTS
+from billaged.ledger.cuts import Cut, cuts_in, unpack_cut
 from billaged.ledger.reader import LedgerReader, reading
 from billaged.ledger.store import LedgerStore
 from billaged.model.errors import StorageError
-from billaged.model.records import JournalEntry
+from billaged.reports.comparison import TableComparison, compare
+from billaged.reports.cuts import is_of
 from billaged.reports.errors import ProofFailed
+from billaged.reports.refold import Refold
 from billaged.reports.verify import Progress
 
-# Commit when this many rows wait, so that memory stays bounded.
-_FLUSH_ROWS: Final = 200_000
-_SHOWN_PER_TABLE: Final = 5
-
-
-class Difference(NamedTuple):
-    """A row that is not the same. ``ledger`` and ``journal`` have the columns that differ; None where it is missing."""
-
-    table: str
-    key: dict[str, Any]
-    ledger: dict[str, Any] | None
-    journal: dict[str, Any] | None
-
-
-class TableComparison(NamedTuple):
-    """``first`` has the first few of ``differing`` rows."""
-
-    table: str
-    rows: int
-    differing: int
-    first: list[Difference]
+_CUT_COPY: Final = "cut.db"
 
 
 class Comparison(NamedTuple):
-    """The journal's rows up to ``position`` against the ledger that says it covers them."""
+    """The journal's rows after ``begun_after`` up to ``position`` against the ledger that says it covers them."""
 
     position: int
+    # 0 for all rows, else the cut's position.
+    begun_after: int
     tables: list[TableComparison]
+    # What the rows' chain says.
+    problems: list[str]
+    # Why there are no tables.
+    not_compared: str | None = None
+
+    @property
+    def differing(self) -> int:
+        return sum(table.differing for table in self.tables)
 
     @property
     def equal(self) -> bool:
-        return not any(table.differing for table in self.tables)
+        return not (self.differing or self.problems)
 
 
-def replay(data_dir: Path, into: Path | None, progress: Progress) -> Comparison:
+def replay(data_dir: Path, into: Path | None, progress: Progress, begin_after: int | None = None) -> Comparison:
     """Fold the journal into a fresh ledger and compare. Changes neither; a daemon may run.
 
-    ``into`` keeps the fresh ledger there (it must not exist yet); None keeps it nowhere.
+    ``begin_after`` is a cut's position, 0 for the first row; None takes the first row where all rows are there,
+    else the oldest cut that has all rows after it. ``into`` keeps the fresh ledger there (it must not exist yet),
+    begins at the first row, and needs no ledger to compare with; None keeps it nowhere.
 
     Raises:
-        ProofFailed: the journal lacks rows, or is another one than the ledger's.
-        StorageError: journal, segments or ledger cannot be read, or the fresh one cannot be made.
+        ProofFailed: the journal lacks rows, is another one than the ledger's, or there is no such cut.
+        StorageError: journal, segments, snapshot or ledger cannot be read, or the fresh one cannot be made.
     """
     with closing(JournalFile(data_dir / FILE_NAME)) as journal, _place(into) as path:
-        store = LedgerStore(database.open_for_writing(path), journal.journal_id)
+        segments = Segments(data_dir / SEGMENTS)
+        target, unreadable = _target(data_dir, journal, needed=into is None)
+        cut = None if into is not None else _cut(data_dir, journal, segments, target, begin_after)
+        if cut is not None:
+            _begin_at(cut, path, journal)
+        store = LedgerStore(database.open_for_writing(path, backup=False), journal.journal_id)
         with closing(store):
-            refold = _Refold(journal, Segments(data_dir / SEGMENTS), store, progress)
+            refold = Refold(journal, segments, store, progress)
             # The long way first, without holding the ledger's moment; what came meanwhile after.
-            with reading(data_dir / database.FILE_NAME) as ledger:
-                _check_same(journal, ledger)
-                reached = ledger.position.sequence
-            refold.go_to(reached)
+            refold.go_to(target)
+            begun_after = 0 if cut is None else cut.position
+            if unreadable is not None:
+                return Comparison(target, begun_after, [], _problems(refold, begun_after), unreadable)
             with reading(data_dir / database.FILE_NAME) as ledger:
                 _check_same(journal, ledger)
                 refold.go_to(ledger.position.sequence)
-                with reading(path) as fresh:
-                    return Comparison(ledger.position.sequence, compare(ledger, fresh))
+                compared = Comparison(refold.head.sequence, begun_after, [], _problems(refold, begun_after, ledger))
+                try:
+                    with readable():
+                        return compared._replace(tables=_compare(ledger, path, with_cut=cut is not None))
+                except StorageError as error:
+                    if into is None:
+                        raise
+                    # The fresh one may be needed just because the other one is damaged.
+                    return compared._replace(not_compared=str(error))
 
 
-def compare(ledger: LedgerReader, fresh: LedgerReader) -> list[TableComparison]:
-    """Every derived table of two ledgers, side by side in the order of its key."""
-    return [_compare(table, ledger.dump_rows(table), fresh.dump_rows(table)) for table in DUMPED]
+def _target(data_dir: Path, journal: JournalFile, *, needed: bool) -> tuple[int, str | None]:
+    """Up to where to fold: the ledger's position; the journal's end, and why, where no ledger can be compared."""
+    try:
+        with reading(data_dir / database.FILE_NAME) as ledger:
+            _check_same(journal, ledger)
+            position = ledger.position.sequence
+            if not ledger.is_of_this_version:
+                raise of_another_version()
+        pruned = journal.pruned()
+        if position < pruned and not needed:
+            # It cannot go on: one that a start has made anew.
+            return journal.end(), f"the ledger has folded up to {position} only, the journal begins after {pruned}."
+        return position, None
+    except StorageError as error:
+        if needed:
+            raise
+        return journal.end(), str(error)
 
 
-class _Refold:
-    """The fold, from the beginning, a stretch at a time: the daemon's own engine, without its threads."""
-
-    def __init__(self, journal: JournalFile, segments: Segments, store: LedgerStore, progress: Progress) -> None:
-        self._journal = journal
-        self._segments = segments
-        self._store = store
-        self._progress = progress
-        self._engine = Engine(store.checkpoint())
-
-    def go_to(self, position: int) -> None:
-        for rows in self._rows(self._engine.position, position):
-            entries = [_entry(row, before) for before, row in enumerate(rows, self._engine.position)]
-            if unknown := self._engine.unknown_vms(entries):
-                self._engine.restore(self._store.newest_sessions(unknown))
-            # What summaries it gives were given out when it was news.
-            self._engine.fold(entries, replayed=True)
-            if self._engine.waiting_rows() > _FLUSH_ROWS:
-                self._flush()
-            self._progress(self._engine.position, position)
-        self._flush()
-        if self._engine.position != position:
-            raise ProofFailed(f"the journal ends at row {self._engine.position}, but the ledger has folded {position}.")
-
-    def _rows(self, after: int, through: int) -> Iterator[list[JournalRow]]:
-        """What has left the journal from its segments, the rest from the journal; more may leave meanwhile."""
-        while after < through:
-            pruned = self._journal.pruned()
-            source = self._segments.read(after, min(pruned, through)) if after < pruned else None
-            begun = after
-            for rows in source or self._journal.rows(after, through):
-                if rows[0].sequence != after + 1 and self._journal.pruned() > after:
-                    break
-                yield rows
-                after = rows[-1].sequence
-            if after == begun and self._journal.pruned() <= after:
-                return
-
-    def _flush(self) -> None:
-        if (changes := self._engine.collect()) is not None:
-            self._store.commit(changes)
+def _cut(
+    data_dir: Path, journal: JournalFile, segments: Segments, ledger_position: int, begin_after: int | None
+) -> Cut | None:
+    """The cut to begin at; None for the first row."""
+    cuts = cuts_in(data_dir / SNAPSHOTS)
+    if begin_after is None:
+        reach = segments.reach(journal.pruned())
+        usable = [cut for cut in cuts if reach <= cut.position <= ledger_position] if reach else []
+        # Where none is this journal's, the rows' chain will say so.
+        return next((cut for cut in usable if is_of(journal, segments, cut)), next(iter(usable), None))
+    if begin_after == 0:
+        return None
+    for cut in cuts:
+        if cut.position == begin_after:
+            if begin_after > ledger_position:
+                raise ProofFailed(f"the ledger has folded up to row {ledger_position} only: the cut is newer.")
+            return cut
+    raise ProofFailed(f"there is no cut at {begin_after}: 'billaged journal cuts' lists those that there are.")
 
 
-def _entry(row: JournalRow, before: int) -> JournalEntry:
-    if row.sequence != before + 1:
-        raise ProofFailed(f"journal row {before + 1} is missing. 'billaged journal verify' says more.")
-    return entry_of(row)
+def _begin_at(cut: Cut, path: Path, journal: JournalFile) -> None:
+    """Make the snapshot the fresh ledger, and a copy of it to look things up in."""
+    unpack_cut(cut, path)
+    found = look_at(path)
+    if (found.journal_id, found.position) != (journal.journal_id, cut.position):
+        raise ProofFailed(
+            f"the snapshot {cut.path} is of row {found.position} of journal {found.journal_id}:"
+            f" not of row {cut.position} of {journal.journal_id}."
+        )
+    database.open_for_writing(path, backup=False).dispose()
+    shutil.copyfile(path, path.with_name(_CUT_COPY))
+
+
+def _compare(ledger: LedgerReader, path: Path, *, with_cut: bool) -> list[TableComparison]:
+    with reading(path) as fresh:
+        if not with_cut:
+            return compare(ledger, fresh)
+        with reading(path.with_name(_CUT_COPY)) as cut:
+            return compare(ledger, fresh, cut)
+
+
+def _problems(refold: Refold, begun_after: int, ledger: LedgerReader | None = None) -> list[str]:
+    problems = [
+        f"journal row {sequence} was changed: it does not go on from the row before it"
+        + (" as the snapshot of the cut has it; or the snapshot was changed" if sequence == begun_after + 1 > 1 else "")
+        for sequence in refold.first_changed
+    ]
+    if refold.changed_rows > len(problems):
+        problems.append(f"and {refold.changed_rows - len(problems):,} more changed rows")
+    head = refold.head
+    if ledger is not None and ledger.chain and ledger.chain != head.chain:
+        problems.append(f"journal row {head.sequence} is not the one that the ledger has folded")
+    return problems
 
 
 def _check_same(journal: JournalFile, ledger: LedgerReader) -> None:
@@ -163,50 +192,3 @@ def _place(into: Path | None) -> Iterator[Path]:
         for ending in ("", "-wal", "-shm"):
             into.with_name(into.name + ending).unlink(missing_ok=True)
         raise
-
-
-def _compare(table: str, ledger: Iterable[tuple[Any, ...]], fresh: Iterable[tuple[Any, ...]]) -> TableComparison:
-    _, names, key_length = DUMPED[table]
-    rows, differing, first = 0, 0, []
-    for mine, anew in _side_by_side(iter(ledger), iter(fresh), key_length):
-        rows += mine is not None
-        if mine != anew:
-            differing += 1
-            if differing <= _SHOWN_PER_TABLE:
-                first.append(_difference(table, names, key_length, mine, anew))
-    return TableComparison(table, rows, differing, first)
-
-
-def _side_by_side(
-    left: Iterator[tuple[Any, ...]], right: Iterator[tuple[Any, ...]], key_length: int
-) -> Iterator[tuple[tuple[Any, ...] | None, tuple[Any, ...] | None]]:
-    """Rows of the same key together; None where one side lacks it. Both rise by key."""
-    mine, anew = next(left, None), next(right, None)
-    while mine is not None or anew is not None:
-        if anew is None or (mine is not None and mine[:key_length] < anew[:key_length]):
-            yield mine, None
-            mine = next(left, None)
-        elif mine is None or anew[:key_length] < mine[:key_length]:
-            yield None, anew
-            anew = next(right, None)
-        else:
-            yield mine, anew
-            mine, anew = next(left, None), next(right, None)
-
-
-def _difference(
-    table: str,
-    names: Sequence[str],
-    key_length: int,
-    mine: tuple[Any, ...] | None,
-    anew: tuple[Any, ...] | None,
-) -> Difference:
-    one = mine if mine is not None else anew or ()
-    key = dict(zip(names[:key_length], one, strict=False))
-    if mine is None or anew is None:
-        named = dict(list(zip(names, one, strict=True))[key_length:])
-        return Difference(table, key, None if mine is None else named, None if anew is None else named)
-    changed = [index for index, pair in enumerate(zip(mine, anew, strict=True)) if pair[0] != pair[1]]
-    return Difference(
-        table, key, {names[index]: mine[index] for index in changed}, {names[index]: anew[index] for index in changed}
-    )
