@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from pathlib import Path
 from typing import Final
 
 from billaged.model.errors import StorageError
+
+_log: Final = logging.getLogger("billaged.daemon")
 
 _LOCK_NAME: Final = "lock"
 
@@ -42,8 +45,17 @@ class DataDirectory:
                 f"the data directory {path} is held by another billaged" + (f" (pid {holder})." if holder else "."),
                 "Stop that one, or set UNKEY_BILLAGED_DATA_DIR to another directory.",
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        self._say_who()
+
+    def _say_who(self) -> None:
+        pid = f"{os.getpid()}\n".encode()
+        try:
+            # Over what is there: on a full disk that still works.
+            os.pwrite(self._lock, pid, 0)
+            os.ftruncate(self._lock, len(pid))
+        except OSError as error:
+            # The lock is held all the same; only who is refused cannot be told whose it is.
+            _log.warning("the pid could not be written into the lock of %s: %s", self.path, error.strerror)
 
     def free_bytes(self) -> int:
         """Bytes that this user may still write on the directory's file system."""
