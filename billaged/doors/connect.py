@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import ExitStack, aclosing
 from contextvars import ContextVar
@@ -24,7 +25,7 @@ from starlette.responses import JSONResponse
 from billaged.doors.gate import Admission
 from billaged.doors.json_codec import encode_json
 from billaged.doors.methods import BILLING_SERVICES, METHODS, SERVICES, STREAM_SERVICE, WATCH_METHOD, Method
-from billaged.doors.ports import Intake, SummaryFeed
+from billaged.doors.ports import Intake, Meter, SummaryFeed, Trace, Tracer, Unmetered
 from billaged.doors.receiver import Receiver
 from billaged.doors.status import refusal
 from billaged.doors.watchers import STALLED_SECONDS, WATCHED_IDS_MAX, StalledWatcher, Watchers, watch_request
@@ -43,6 +44,15 @@ _log: Final = logging.getLogger("billaged.doors")
 
 # Of the request that the current task answers: one task answers one request, and handlers do not see its scope.
 _admitted: Final[ContextVar[Admission | RequestError]] = ContextVar("_admitted")
+
+# What that request's handler has ended with.
+_ended: Final[ContextVar[_Ended]] = ContextVar("_ended")
+# What the protocol, or who is before it, answers a request with that no handler has seen to its end.
+_CODE_NAMES: Final = {
+    400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 405: "UNIMPLEMENTED",
+    415: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED", 499: "CANCELLED", 500: "INTERNAL", 501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED",
+}  # fmt: skip
 
 # The ASGI extension under which the server offers a function that cuts the request's connection at once.
 CUT_EXTENSION: Final = "billaged.cut"
@@ -85,6 +95,28 @@ class BodyCodec:
         return encode_json(message) if self._is_json else message.SerializeToString()
 
 
+class _Ended:
+    """How a request has ended: ``code`` as its handler says, else what its HTTP status means."""
+
+    def __init__(self) -> None:
+        self.code: str | None = None
+        self._status: int | None = None
+
+    @property
+    def name(self) -> str:
+        if self.code is not None:
+            return self.code
+        return "CANCELLED" if self._status is None else _CODE_NAMES.get(self._status, "UNKNOWN")
+
+    def listening(self, send: Send) -> Send:
+        async def send_on(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                self._status = message["status"]
+            await send(message)
+
+        return send_on
+
+
 class _Application(ConnectASGIApplication["ConnectDoor"]):
     @property
     def path(self) -> str:
@@ -102,6 +134,8 @@ class ConnectDoor:
         admit: Admit,
         *,
         watcher_stalled_seconds: float = STALLED_SECONDS,
+        meter: Meter | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """``settings`` are the gRPC door's: a message may be as large here, and watchers share their places.
 
@@ -115,6 +149,11 @@ class ConnectDoor:
         self._stopping = False
         self._stream_path = f"/{STREAM_SERVICE}/{WATCH_METHOD}"
         self._endpoints = self._all_endpoints()
+        of = (Unmetered() if meter is None else meter).of
+        self._meters = {path: of(path.rpartition("/")[2]) for path in self._endpoints}
+        self._begins = {}
+        if tracer is not None:
+            self._begins = {path: tracer.of(*path[1:].split("/")) for path in self._endpoints}
         self._application = _Application(
             service=self,
             endpoints=lambda door: door._endpoints,
@@ -127,7 +166,27 @@ class ConnectDoor:
         """The paths under which the application belongs."""
         return tuple(f"/{service}" for service in SERVICES)
 
+    @property
+    def samples_refused(self) -> int:
+        """Samples of requests that were decoded and then refused, since the start."""
+        return self._receiver.samples_refused
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        meter = self._meters.get(scope["path"])
+        if meter is None:
+            await self._serve(scope, receive, send)
+            return
+        began, ended = time.perf_counter(), _Ended()
+        _ended.set(ended)
+        trace = self._begins[scope["path"]](scope["headers"]) if self._begins else None
+        try:
+            await self._serve(scope, receive, ended.listening(send), trace)
+        finally:
+            meter(ended.name, time.perf_counter() - began)
+            if trace is not None:
+                trace.end(ended.name)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, trace: Trace | None = None) -> None:
         answer = self._refuse(scope)
         if answer is not None:
             await answer(scope, receive, send)
@@ -139,6 +198,8 @@ class ConnectDoor:
             try:
                 admission = self._admit(scope["path"].rpartition("/")[2], scope)
                 _admitted.set(in_flight.enter_context(admission))
+                if trace is not None:
+                    trace.caller = admission.identity
             except (Unauthenticated, Forbidden) as error:
                 await denied_response(error)(scope, receive, send)
                 return
@@ -210,9 +271,12 @@ class ConnectDoor:
             answering = self._answer(method, data, is_json=body.is_json)
             del data
             try:
-                return await answering
+                answer = await answering
+                _ended.get().code = "OK"
+                return answer
             except Exception as error:  # noqa: BLE001 - each is told to the caller, and a bug is logged
                 told = connect_error(error)
+                _ended.get().code = _name_of(told.code)
             # Not from within: the frames of the error have the message.
             raise told
 
@@ -239,6 +303,7 @@ class ConnectDoor:
             async with aclosing(self._watchers.watch(request, admission)) as summaries:
                 async for summary in summaries:
                     yield summary
+            _ended.get().code = "OK"
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
@@ -249,6 +314,7 @@ class ConnectDoor:
         finally:
             self._watching.discard(task)
         if told is not None:
+            _ended.get().code = _name_of(told.code)
             raise told
 
     async def _watch_request(self, body: Body, admission: Admission) -> WatchSummariesRequest:
@@ -256,6 +322,11 @@ class ConnectDoor:
         if body.is_json:
             payload = await self._receiver.serialized_message(WatchSummariesRequest, payload, WATCHED_IDS_MAX)
         return watch_request(payload, admission)
+
+
+def _name_of(code: Code) -> str:
+    """As gRPC spells it."""
+    return "CANCELLED" if code is Code.CANCELED else code.name
 
 
 def _admission() -> Admission:

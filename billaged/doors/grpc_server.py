@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from billaged.doors.extras import Extras
 from billaged.doors.gate import Admission, Gate
 from billaged.doors.listening import GRPC_ADDRESS, GRPC_PORT, cannot_listen, join, open_socket
 from billaged.doors.methods import BILLING_SERVICES, METHODS, SERVICES, STREAM_SERVICE, WATCH_METHOD, Method
-from billaged.doors.ports import Intake, SummaryFeed
+from billaged.doors.ports import Intake, Meter, SummaryFeed, Tracer, Unmetered
 from billaged.doors.receiver import Receiver
 from billaged.doors.status import Refusal, refusal
 from billaged.doors.watchers import STALLED_SECONDS, StalledWatcher, Watchers, watch_request
@@ -58,10 +59,14 @@ class GrpcDoor:
         *,
         watcher_stalled_seconds: float = STALLED_SECONDS,
         message_seconds: float = MESSAGE_SECONDS,
+        meter: Meter | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """Doors that share ``Watchers`` as their feed share its places."""
         self._settings = settings
         self._gate = gate
+        self._meter = Unmetered() if meter is None else meter
+        self._tracer = tracer
         self._caller: Caller = plaintext_caller
         self._arrivals = Arrivals(message_seconds)
         self._receiver = Receiver(intake, settings.max_message_bytes)
@@ -89,6 +94,11 @@ class GrpcDoor:
         self._server = server
         await self._set_health(_SERVING)
         return port
+
+    @property
+    def samples_refused(self) -> int:
+        """Samples of requests that were decoded and then refused, since the start."""
+        return self._receiver.samples_refused
 
     async def set_serving(self, *, serving: bool) -> None:
         """What health says while the server runs."""
@@ -143,12 +153,14 @@ class GrpcDoor:
             raise cannot_listen(settings.address, settings.port, GRPC_PORT, GRPC_ADDRESS, error) from error
 
     def _handlers(self) -> list[Any]:
-        unary: dict[str, Any] = {
-            method.name: grpc.stream_unary_rpc_method_handler(self._unary(method)) for method in METHODS
-        }
+        def unary(service: str) -> dict[str, Any]:
+            return {
+                method.name: grpc.stream_unary_rpc_method_handler(self._unary(service, method)) for method in METHODS
+            }
+
         watch: dict[str, Any] = {WATCH_METHOD: grpc.stream_stream_rpc_method_handler(self._watch)}
         return [
-            *(grpc.method_handlers_generic_handler(service, unary) for service in BILLING_SERVICES),
+            *(grpc.method_handlers_generic_handler(service, unary(service)) for service in BILLING_SERVICES),
             grpc.method_handlers_generic_handler(STREAM_SERVICE, watch),
         ]
 
@@ -156,19 +168,34 @@ class GrpcDoor:
         caller = self._caller
         return self._gate.admit(method, lambda: caller(context), context.peer())
 
-    def _unary(self, method: Method) -> UnaryHandler:
+    def _unary(self, service: str, method: Method) -> UnaryHandler:
         receive, admit, name = self._receiver.receive, self._admit, method.name
         message = self._arrivals.message
+        ended, now = self._meter.of(name), time.perf_counter
+        begin = None if self._tracer is None else self._tracer.of(service, name)
 
         async def handle(requests: Any, context: Context) -> bytes:
-            payload = b""
+            began = now()
+            code, payload = "CANCELLED", b""
+            trace = None if begin is None else begin(context.invocation_metadata() or ())
             try:
                 # As soon as the headers are there: who may not come in must not hold a place while we wait.
                 with admit(name, context) as admission:
+                    if trace is not None:
+                        trace.caller = admission.identity
                     payload = await message(context)
-                    return await receive(method, payload, admission)
+                    answer = await receive(method, payload, admission)
+                    code = "OK"
+                    return answer
             except Exception as error:  # noqa: BLE001 - each is told to the caller, and a bug is logged
                 told = refusal(error)
+                code = told.grpc_code.name
+            finally:
+                if code == "CANCELLED":
+                    code = _cut_off(context)
+                ended(code, now() - began)
+                if trace is not None:
+                    trace.end(code)
             # gRPC keeps an aborted call until a garbage collection, with its frames: without the message, then.
             del payload
             await context.abort_with_status(told.grpc_status())
@@ -181,11 +208,17 @@ class GrpcDoor:
         if task is None:
             raise RuntimeError("gRPC calls its handlers in tasks")
         self._watching.add(task)
+        began, code = time.perf_counter(), "CANCELLED"
+        trace = None
+        if self._tracer is not None:
+            trace = self._tracer.of(STREAM_SERVICE, WATCH_METHOD)(context.invocation_metadata() or ())
         # As in _unary; the error is told once it has gone, for its frames have the message too.
         told: Refusal | None = None
         try:
             await self._send_summaries(context)
+            code = "OK"
         except StalledWatcher as error:
+            code = refusal(error).grpc_code.name
             _log.warning("a watcher was %s", error)
             # The status waits in gRPC behind the message that is not read. The handler need not:
             # it ends as if cancelled, which alone makes gRPC send nothing more.
@@ -202,6 +235,13 @@ class GrpcDoor:
             told = refusal(error)
         finally:
             self._watching.discard(task)
+            if told is not None:
+                code = told.grpc_code.name
+            elif code == "CANCELLED":
+                code = _cut_off(context)
+            self._meter.of(WATCH_METHOD)(code, time.perf_counter() - began)
+            if trace is not None:
+                trace.end(code)
         if told is not None:
             await context.abort_with_status(told.grpc_status())
 
@@ -224,3 +264,9 @@ class GrpcDoor:
     async def _set_health(self, status: Any) -> None:
         for service in ("", *SERVICES):
             await self._health.set(service, status)
+
+
+def _cut_off(context: Context) -> str:
+    """Why a call was ended by its other side: gRPC cancels the handler in both cases."""
+    left = context.time_remaining()
+    return "CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED"

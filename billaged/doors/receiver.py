@@ -47,6 +47,7 @@ class Receiver:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="billaged-decode")
         self._large_bytes = 0  # of the requests that are being decoded by the thread, or wait for it
         self._large_bytes_max = _WAITING_MESSAGES_MAX * max_message_bytes
+        self.samples_refused = 0  # of requests that were decoded, for operators
 
     async def receive(self, method: Method, payload: bytes, admission: Admission) -> bytes:
         """The serialized response to who has been admitted for this method, once what it says is durable.
@@ -58,14 +59,16 @@ class Receiver:
             record = decode(method.kind, payload)
         else:
             record = await self._beside(len(payload), lambda: self._decode(method, payload))
-        await admission.check(record)
-        if type(record) is MetricsBatch:
-            if not record.samples:
+        try:
+            await admission.check(record)
+            if type(record) is MetricsBatch and not record.samples:
                 return NO_METRICS
             await self._submit(record, payload, admission.identity)
-            return processed(record.sample_count)
-        await self._submit(record, payload, admission.identity)
-        return method.success
+        except RequestError:
+            if type(record) is MetricsBatch:
+                self.samples_refused += record.sample_count
+            raise
+        return processed(record.sample_count) if type(record) is MetricsBatch else method.success
 
     async def serialized(self, method: Method, text: bytes) -> bytes:
         """What ``receive`` takes, of the same request in JSON.

@@ -1,4 +1,4 @@
-"""What operators see: logs and summaries on the log (metrics and traces to come).
+"""What operators see: logs, the audit log, metrics, traces.
 
 Law of this room: it observes. Nothing here changes what is billed, and nothing
 waits for it.

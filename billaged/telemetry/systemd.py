@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from typing import Final
 
 _log: Final = logging.getLogger("billaged.telemetry")
@@ -18,6 +19,8 @@ class ServiceManager:
         address = os.environ.get("NOTIFY_SOCKET", "") if address is None else address
         # An @ stands for the NUL byte of a name that is no file.
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        self.watchdog_seconds = _watchdog_seconds(os.environ) if address else None
+        """How long it may hear no ``alive`` before it ends this process; None where it does not watch."""
 
     def ready(self, status: str) -> None:
         self._tell("READY=1", f"STATUS={status}")
@@ -28,6 +31,10 @@ class ServiceManager:
 
     def status(self, status: str) -> None:
         self._tell(f"STATUS={status}")
+
+    def alive(self) -> None:
+        """Only for who has looked whether the work goes on: a timer would say it of a daemon that hangs, too."""
+        self._tell("WATCHDOG=1")
 
     def stopping(self) -> None:
         self._tell("STOPPING=1")
@@ -43,3 +50,14 @@ class ServiceManager:
                 speaker.sendto(message.encode(), self._address)
         except OSError as error:
             _log.debug("the service manager cannot be told: %s", error)
+
+
+def _watchdog_seconds(environ: Mapping[str, str]) -> float | None:
+    """What systemd has set for this process; a parent's is not ours (sd_watchdog_enabled(3))."""
+    try:
+        microseconds = int(environ.get("WATCHDOG_USEC", "0"))
+        process = int(environ.get("WATCHDOG_PID", "0")) or os.getpid()
+    except ValueError:
+        _log.warning("WATCHDOG_USEC or WATCHDOG_PID is no number: the watchdog is not fed")
+        return None
+    return microseconds / 1e6 if microseconds > 0 and process == os.getpid() else None

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from connectrpc.code import Code
 from starlette.applications import Starlette
@@ -15,16 +15,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-import billaged
 from billaged.doors.connect import Admit, ConnectDoor, denied_response, error_response
 from billaged.doors.status import refusal
 from billaged.model.errors import Forbidden, Overloaded, RequestError, Unauthenticated
-
-State = Literal["starting", "ok", "expired", "stopping"]
+from billaged.web.health import FRESH, State, health_route
 
 _CODES: Final = {404: Code.NOT_FOUND, 405: Code.UNIMPLEMENTED}
-# What is shown is of this moment: no cache between may keep it.
-_FRESH: Final = {"Cache-Control": "no-store"}
 
 
 def http_app(
@@ -41,17 +37,6 @@ def http_app(
     a thread, for it may wait for a lock, and gives what json can write. ``admit`` is the gate: only
     /health is open to all.
     """
-    started_seconds = monotonic_seconds()
-
-    async def health(request: Request) -> Response:
-        now = state()
-        body = {
-            "status": now,
-            "service": "billaged",
-            "version": billaged.__version__,
-            "uptime_seconds": round(monotonic_seconds() - started_seconds, 3),
-        }
-        return JSONResponse(body, 200 if now == "ok" else 503, _FRESH)
 
     async def statistics(request: Request) -> Response:
         try:
@@ -66,11 +51,11 @@ def http_app(
             return error_response(status, told.connect_code, told.message, {"Retry-After": str(seconds)})
         except Exception as error:  # noqa: BLE001 - a bug there is logged, and told by its reference only
             return await _unexpected(request, error)
-        return JSONResponse(body, headers=_FRESH)
+        return JSONResponse(body, headers=FRESH)
 
     app = Starlette(
         routes=[
-            Route("/health", health, methods=["GET"]),
+            health_route(state, monotonic_seconds),
             Route("/stats", statistics, methods=["GET"]),
             *(Mount(prefix, door) for prefix in door.prefixes),
         ],

@@ -7,7 +7,7 @@ import functools
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import uvicorn
 from connectrpc.code import Code
@@ -62,6 +62,15 @@ class _Server(uvicorn.Server):
         return self._connections_max - len(self.server_state.connections)
 
 
+class Place(NamedTuple):
+    """Where a server listens, and the settings that say so."""
+
+    address: str
+    port: int
+    address_variable: str = HTTP_ADDRESS
+    port_variable: str = HTTP_PORT
+
+
 class HttpServer:
     """Serves an ASGI application. Listens, serves and stops once each."""
 
@@ -72,13 +81,14 @@ class HttpServer:
         keeper: Keeper | None = None,
         handshake_timeout_seconds: float = 10.0,
         connections_max: int | None = None,
+        place: Place | None = None,
     ) -> None:
         """With a keeper it serves TLS only: a client certificate is asked for where there is trust, but not needed.
 
-        ``connections_max`` is for less than the settings allow.
+        ``connections_max`` is for less than the settings allow, ``place`` for another than theirs.
         """
         self._app = app
-        self._settings = settings
+        self._place = Place(settings.address, settings.port) if place is None else place
         self._keeper = keeper
         self._handshake_timeout_seconds = handshake_timeout_seconds
         self._connections_max = settings.max_connections if connections_max is None else connections_max
@@ -147,7 +157,8 @@ class HttpServer:
 
     def _listen(self) -> socket.socket:
         if self._listening is None:
-            self._listening = open_socket(self._settings.address, self._settings.port, HTTP_PORT, HTTP_ADDRESS)
+            address, port, address_variable, port_variable = self._place
+            self._listening = open_socket(address, port, port_variable, address_variable)
         return self._listening
 
     async def _limited(self, scope: Any, receive: Any, send: Any) -> None:
