@@ -21,10 +21,10 @@ VENV_PYTHON := $(VENV)/bin/python
 # The stamp is named after this folder, since an editable install points at it.
 STAMP := $(VENV)/.setup-$(shell pwd | cksum | cut -d ' ' -f 1)
 
-.PHONY: help setup run test lint ci proto bench fuzz build constraints clean distclean
+.PHONY: help setup run test test-faults lint ci proto bench fuzz simulate build install uninstall deb constraints clean distclean
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # An explicit PYTHON is taken at its word; the default looks on for a newer one. Candidates are
 # tried, not looked up: version managers put names on PATH that do not run.
@@ -58,6 +58,12 @@ run: setup ## Start the daemon (plaintext, loopback, data in ./var) and a host a
 test: setup ## Run all tests, or those of TESTS="..."
 	$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
+# What needs strace is skipped by `make test` where there is none, and fails here.
+# FAULTS=ci tries fewer of each; SEED repeats a run's random choices.
+test-faults: setup ## Kill, fill, fail, damage and stop a real daemon under load, all cases; some ten minutes
+	BILLAGED_FAULTS=$(or $(FAULTS),full) $(if $(SEED),BILLAGED_FAULTS_SEED=$(SEED)) \
+	    $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist load $(or $(TESTS),tests/faults)
+
 lint: setup ## Check style, types, the layers and the freshness of generated files
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
@@ -65,6 +71,8 @@ lint: setup ## Check style, types, the layers and the freshness of generated fil
 	$(VENV_PYTHON) -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())'
 	$(VENV_PYTHON) scripts/generate_protos.py --check
 	$(VENV_PYTHON) scripts/generate_configuration_docs.py --check
+	$(VENV_PYTHON) scripts/generate_env_example.py --check
+	$(VENV_PYTHON) scripts/generate_metrics_docs.py --check
 
 ci: lint test ## What has to pass before a merge: lint and test
 
@@ -78,8 +86,21 @@ bench: setup ## Measure throughput, the fold, memory and restart, each beside it
 fuzz: setup ## Send a million mutated messages to a real daemon and judge its bill; COUNT=n SEED=n to choose
 	$(VENV_PYTHON) scripts/fuzz.py --count $(or $(COUNT),1000000) $(if $(SEED),--seed $(SEED))
 
+simulate: setup ## Live through days of a fleet in seconds and judge the bill; SEED=n repeats a world, COUNT=n for so many
+	$(VENV_PYTHON) scripts/simulate.py --count $(or $(COUNT),1) $(if $(SEED),--seed $(SEED))
+
 build: setup ## Make the wheel and the self-contained executable, build/billaged
 	$(VENV_PYTHON) scripts/build_executable.py --into $(BUILD)
+
+# Not through .venv: this one would be root's, and is not what is installed.
+install: ## As root: install or upgrade the service; INSTALL="--help" lists the options, DESTDIR=dir stages it
+	scripts/install.sh $(if $(DESTDIR),--prefix '$(DESTDIR)') $(INSTALL)
+
+uninstall: ## As root: remove what install made; settings and data stay
+	scripts/install.sh --uninstall $(if $(DESTDIR),--prefix '$(DESTDIR)') $(INSTALL)
+
+deb: ## Make a Debian package, build/billaged_VERSION_ARCH.deb, for this release of Debian or Ubuntu
+	packaging/build_deb.sh --into $(BUILD) $(INSTALL)
 
 constraints: $(VENV_PYTHON) ## Refresh constraints.txt: the newest versions that setup.cfg allows
 	$(VENV_PYTHON) scripts/refresh_constraints.py

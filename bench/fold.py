@@ -61,7 +61,7 @@ class Fold:
         self._journal.position += 1
         entry = JournalEntry(self._journal.position, Kind.TICK, tick.time_ns, "", b"", tick)
         began = time.perf_counter()
-        (summaries,) = self.engine.fold([entry])
+        (summaries,) = self.engine.fold([entry]).summaries
         seconds = time.perf_counter() - began
         if len(summaries) != self.fleet.vms:
             raise RuntimeError(f"{len(summaries)} summaries of {self.fleet.vms} VMs")

@@ -80,6 +80,7 @@ def daemon(directory: Path) -> Any:
         "UNKEY_BILLAGED_ADDRESS": "127.0.0.1",
         "UNKEY_BILLAGED_PORT": "0",
         "UNKEY_BILLAGED_HTTP_PORT": "0",
+        "UNKEY_BILLAGED_OTEL_PROMETHEUS_PORT": "0",
         "UNKEY_BILLAGED_DATA_DIR": str(directory / "data"),
         "UNKEY_BILLAGED_LOG_FORMAT": "json",
         # The load of a whole fleet comes from one address here.

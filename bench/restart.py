@@ -13,8 +13,9 @@ from bench.fleet import CALLER, Fleet, Journaled
 from bench.process import ROOT, daemon, scratch
 from bench.report import Report
 from billaged.aggregator.engine import Engine
+from billaged.aggregator.feeding import take_up
 from billaged.directory import DataDirectory
-from billaged.intake.journal import JournalRow
+from billaged.intake.chain import rows_after
 from billaged.model.records import Kind
 from billaged.model.time import HOUR_NANOS, NANOS
 from billaged.storage import open_stores
@@ -68,10 +69,9 @@ def _fill(path: Path, vms: int) -> None:
             group = range(first, min(first + _GROUP, vms))
             entries = journaled.entries(Kind.STARTED, map(fleet.start, group))
             entries += journaled.entries(Kind.METRICS, [fleet.sample(vm, 0) for vm in group])
-            stores.journal.append(
-                [JournalRow(entry.sequence, entry.kind, now, CALLER, entry.payload) for entry in entries]
-            )
-            engine.fold(entries)
+            rows = rows_after(stores.journal.head, [(entry.kind, now, CALLER, entry.payload) for entry in entries])
+            stores.journal.append(rows)
+            engine.fold([entry._replace(chain=row.chain) for entry, row in zip(entries, rows, strict=True)])
         changes = engine.collect()
         if changes is None:
             raise RuntimeError("nothing was folded")
@@ -88,8 +88,7 @@ def _load_seconds(path: Path) -> float:
     try:
         began = time.perf_counter()
         engine = Engine(stores.ledger.checkpoint())
-        for rows in stores.ledger.running_sessions():
-            engine.restore(rows)
+        take_up(engine, stores.ledger)
         return time.perf_counter() - began
     finally:
         stores.close()

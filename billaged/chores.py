@@ -9,18 +9,20 @@ from typing import Final
 from billaged.aggregator.worker import Aggregator
 from billaged.directory import DataDirectory
 from billaged.intake.journal import Journal
-from billaged.intake.segments import FOLDER_NAME, Segments
 from billaged.intake.service import Intake
-from billaged.intake.writer import JournalWriter
 from billaged.model.records import Tick
 from billaged.model.time import MINUTE_NANOS, NANOS, Clock
-from billaged.settings import Storage
+from billaged.telemetry.systemd import ServiceManager
 
 _log: Final = logging.getLogger("billaged.daemon")
+# What operators keep elsewhere.
+_audit: Final = logging.getLogger("billaged.audit")
 
 _TICK_MAX_NANOS: Final = MINUTE_NANOS
 _LOOK_AT_DISK_SECONDS: Final = 1.0
-_ARCHIVE_SECONDS: Final = 60.0
+_HEAD_SECONDS: Final = 3600.0
+# Looks in the time that the watchdog waits: a stall of half of it is always survived.
+_LOOKS_PER_WATCHDOG: Final = 4
 
 
 async def tick(intake: Intake, clock: Clock, interval_ns: int) -> None:
@@ -56,42 +58,48 @@ async def watch_disk(intake: Intake, directory: DataDirectory, needed_bytes: int
         await asyncio.sleep(_LOOK_AT_DISK_SECONDS)
 
 
-class Archive:
-    """Moves what is old and in the ledger out of the journal, into segments."""
+async def feed_watchdog(manager: ServiceManager, intake: Intake, aggregator: Aggregator) -> None:
+    """Say that the daemon is alive while nothing waits to be folded, or what waits gets on.
 
-    def __init__(
-        self,
-        journal: Journal,
-        writer: JournalWriter,
-        aggregator: Aggregator,
-        directory: DataDirectory,
-        clock: Clock,
-        settings: Storage,
-    ) -> None:
-        self._journal = journal
-        self._writer = writer
-        self._aggregator = aggregator
-        self._segments = Segments(directory.path / FOLDER_NAME)
-        self._clock = clock
-        self._settings = settings
-        self._archived = journal.pruned  # what the segments have of the journal
+    A record is done when it is folded, and it was committed before: so neither the journal
+    writer nor the fold can hang unseen, and nothing is said while the event loop hangs.
+    """
+    if manager.watchdog_seconds is None:
+        return
+    pause_seconds = manager.watchdog_seconds / _LOOKS_PER_WATCHDOG
+    stalled_looks = 0
+    manager.alive()
+    while True:
+        done = aggregator.folded_entries
+        await asyncio.sleep(pause_seconds)
+        if not intake.in_flight or aggregator.folded_entries != done:
+            manager.alive()
+            if stalled_looks > 1:
+                _log.warning("what waited gets on again")
+            stalled_looks = 0
+            continue
+        stalled_looks += 1
+        # At the first look it may have come a moment ago.
+        if stalled_looks == 2:
+            _log.error(
+                "%d requests wait, and none was folded for %.1f s; after %.1f s the service manager restarts billaged",
+                intake.in_flight,
+                stalled_looks * pause_seconds,
+                manager.watchdog_seconds,
+            )
 
-    async def run(self) -> None:
-        while True:
-            await asyncio.sleep(_ARCHIVE_SECONDS)
-            try:
-                await self._move()
-            except Exception:  # noqa: BLE001 - whatever it was, it can wait
-                # Nothing is lost while it stays in the journal: no reason to stop taking usage.
-                _log.exception("the journal could not be archived; trying again in %g s", _ARCHIVE_SECONDS)
 
-    async def _move(self) -> None:
-        now_ns, keep = self._clock.wall_nanos(), self._settings.archive_retention_ns
-        before_ns = now_ns - self._settings.journal_retention_ns
-        in_ledger = self._aggregator.status().ledger_position
-        while last := await asyncio.to_thread(
-            self._segments.archive, self._journal, self._archived, in_ledger, before_ns, keep=bool(keep)
-        ):
-            self._archived = self._writer.prunable_through = last
-        if keep:
-            await asyncio.to_thread(self._segments.remove_older, (now_ns - keep) / NANOS)
+def tell_head(journal: Journal) -> None:
+    """Log the chain's head: who keeps the log elsewhere can prove later what the journal was."""
+    head = journal.head
+    _audit.info(
+        "journal head",
+        extra={"journal_id": journal.journal_id, "sequence": head.sequence, "chain": head.chain.hex()},
+    )
+
+
+async def tell_heads(journal: Journal) -> None:
+    """Once an hour, and at the beginning: a start tells which journal it has found."""
+    while True:
+        tell_head(journal)
+        await asyncio.sleep(_HEAD_SECONDS)

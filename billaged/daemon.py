@@ -11,6 +11,7 @@ whoever waits for an answer or watches gets what is due.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import os
@@ -22,29 +23,41 @@ from typing import Any, Final
 
 from billaged import __version__
 from billaged.aggregator.worker import Aggregator
-from billaged.chores import Archive, tick, watch_disk
+from billaged.archive import Archive
+from billaged.chores import feed_watchdog, tell_head, tell_heads, tick, watch_disk
 from billaged.directory import DataDirectory
 from billaged.doors.connect import ConnectDoor
 from billaged.doors.grpc_server import GrpcDoor
 from billaged.doors.http_admission import HttpAdmission
 from billaged.doors.listening import room_for_connections
 from billaged.doors.watchers import Watchers
+from billaged.following import Following
 from billaged.intake.clock import ClockWatch
 from billaged.intake.journal import entry_of
+from billaged.intake.segments import FOLDER_NAME as SEGMENTS
+from billaged.intake.segments import Segments
 from billaged.intake.service import Intake
 from billaged.intake.validation import Limits
 from billaged.intake.writer import JournalWriter
+from billaged.meters import Meters
 from billaged.model.errors import Broken, StartError
-from billaged.model.records import Tick
+from billaged.model.records import JournalEntry, Tick
 from billaged.model.time import NANOS, format_duration
+from billaged.observation import Observation, Stages
+from billaged.room import room_to_start
 from billaged.security import Security
 from billaged.settings import Settings
 from billaged.storage import Stores, open_stores
 from billaged.summaries.broadcast import Broadcast
 from billaged.summaries.feed import WatchedSummaries
 from billaged.summaries.log import SummaryLog
+from billaged.telemetry import logs
+from billaged.telemetry.metrics.collector import DaemonCollector
+from billaged.telemetry.metrics.exposition import Exposition
 from billaged.telemetry.systemd import ServiceManager
-from billaged.web.app import State, http_app
+from billaged.web.app import http_app
+from billaged.web.health import State
+from billaged.web.metrics_server import MetricsServer
 from billaged.web.server import REQUESTS_MAX, HttpServer
 
 _log = logging.getLogger("billaged.daemon")
@@ -54,6 +67,12 @@ _STOP_SECONDS: Final = 9.0
 _GRACE_SECONDS: Final = 3.0
 # And watchers, to read the last summaries.
 _WATCHERS_SECONDS: Final = 1.0
+# And a collector, to take the last spans and metrics.
+_TELEMETRY_SECONDS: Final = 1.5
+# What folding one group of a replay may take, its commit to the ledger included.
+_REPLAY_STEP_SECONDS: Final = 120.0
+# And what goes unheard of a migration of the ledger.
+_MIGRATION_STEP_SECONDS: Final = 300.0
 
 
 class SystemClock:
@@ -70,7 +89,13 @@ class Daemon:
     """One daemon, from its stores to its doors. Built and run on the event loop."""
 
     def __init__(
-        self, settings: Settings, security: Security, directory: DataDirectory | None, *, readable_log: bool
+        self,
+        settings: Settings,
+        security: Security,
+        following: Following,
+        directory: DataDirectory | None,
+        *,
+        readable_log: bool,
     ) -> None:
         """``security`` has been started; the daemon stops it.
 
@@ -79,8 +104,10 @@ class Daemon:
         """
         self._settings = settings
         self._security = security
+        self._following = following
         self._directory = directory
         self._service_manager = ServiceManager()
+        self._meters = Meters(settings.metrics)
         self._clock = SystemClock()
         self._loop = asyncio.get_running_loop()
         self._started_ns = self._clock.monotonic_nanos()
@@ -88,7 +115,11 @@ class Daemon:
         self._fatal: BaseException | None = None
         self._stopping = False
 
-        self._stores: Stores = open_stores(directory)
+        self._stores: Stores = open_stores(
+            directory, lambda said: self._service_manager.waiting(said, _MIGRATION_STEP_SECONDS)
+        )
+        # When the last row was taken, before this start; 0 for never.
+        self._down_from_ns = self._stores.journal.newest_received_ns()
         weights = settings.score.weights()
         self._feed = WatchedSummaries(self._loop, weights, settings.grpc.watcher_queue_max)
         self._broadcast = Broadcast([SummaryLog(settings.summaries.log, weights, readable=readable_log), self._feed])
@@ -98,6 +129,7 @@ class Daemon:
             self._clock,
             settings.aggregation.flush_interval_ns,
             self._on_fatal,
+            following.fold(self._meters.fold),
         )
         self._writer = JournalWriter(
             self._stores.journal,
@@ -106,12 +138,13 @@ class Daemon:
             settings.intake.group_max_records,
             settings.intake.group_max_bytes,
             self._on_fatal,
+            self._meters.journal,
         )
         limits = settings.intake
         self._intake = Intake(
             self._writer,
             self._aggregator,
-            ClockWatch(self._clock, self._stores.journal.newest_received_ns()),
+            ClockWatch(self._clock, self._down_from_ns),
             Limits(
                 limits.max_samples_per_batch,
                 limits.max_active_vms_per_heartbeat,
@@ -121,6 +154,7 @@ class Daemon:
             limits.queue_max_records,
             limits.queue_max_bytes,
             settings.aggregation.max_vms,
+            following.intake,
         )
         room = room_for_connections(settings.grpc.max_connections, settings.http.max_connections)
         if room != (settings.grpc.max_connections, settings.http.max_connections):
@@ -136,11 +170,15 @@ class Daemon:
             watchers,
             settings.grpc.model_copy(update={"max_connections": room.grpc}),
             security.gate("grpc", self._intake, settings.grpc.max_rpcs_per_identity, tls=True),
+            meter=self._meters.grpc,
+            tracer=following.grpc,
         )
         admit = HttpAdmission(
             security.gate("http", self._intake, REQUESTS_MAX // 2, tls=security.https), security.http_caller()
         )
-        self._connect = ConnectDoor(self._intake, watchers, settings.grpc, admit)
+        self._connect = ConnectDoor(
+            self._intake, watchers, settings.grpc, admit, meter=self._meters.http, tracer=following.connect
+        )
         self._http = HttpServer(
             http_app(self._connect, self._state, self._stats, admit),
             settings.http,
@@ -148,6 +186,17 @@ class Daemon:
             settings.grpc.handshake_timeout_ns / NANOS,
             room.http,
         )
+        journal, stages = self._stores.journal, (self._intake, self._aggregator, self._broadcast, watchers)
+        self._observation = Observation(
+            Stages(journal, *stages, self._grpc, self._connect, security, directory),
+            self._meters,
+            settings,
+            self._clock,
+        )
+        self._observation.spans = following.spans
+        # What other ways out of the same numbers read as well.
+        self._collector = DaemonCollector(self._observation.read)
+        self._metrics = MetricsServer(Exposition(self._collector), self._state, settings.metrics)
 
     # --- life --------------------------------------------------------------------
 
@@ -159,7 +208,7 @@ class Daemon:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
-        self._loop.add_signal_handler(signal.SIGHUP, self._security.reload)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         starting = asyncio.create_task(self._start())
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -178,12 +227,17 @@ class Daemon:
                 raise self._fatal
             raise Broken(f"billaged stopped on an unexpected error: {self._fatal!r}") from self._fatal
 
+    def _reload(self) -> None:
+        logs.reopen()
+        self._security.reload()
+
     async def _serve(self, stopping: asyncio.Task[bool]) -> None:
         chores = [
             asyncio.create_task(chore)
             for chore in (
                 tick(self._intake, self._clock, self._settings.aggregation.aggregation_interval_ns),
                 self._security.watch(self._set_serving, self._watchers.renew),
+                feed_watchdog(self._service_manager, self._intake, self._aggregator),
                 *self._chores_of_the_directory(),
             )
         ]
@@ -199,14 +253,14 @@ class Daemon:
         storage = self._settings.storage
         if storage.min_free_bytes:
             yield watch_disk(self._intake, self._directory, storage.min_free_bytes)
-        archive = Archive(self._stores.journal, self._writer, self._aggregator, self._directory, self._clock, storage)
+        journal, segments = self._stores.journal, Segments(self._directory.path / SEGMENTS)
+        archive = Archive(journal, self._writer, self._aggregator, self._directory, segments, self._clock, storage)
         yield archive.run()
+        yield tell_heads(self._stores.journal)
 
     async def _start(self) -> None:
         self._aggregator.load()
-        replayed = self._aggregator.replay(
-            [entry_of(row) for row in rows] for rows in self._stores.journal.read(self._aggregator.position)
-        )
+        replayed = self._aggregator.replay(self._not_in_ledger())
         status = self._aggregator.status()
         _log.info(
             "ledger is up to date",
@@ -217,6 +271,9 @@ class Daemon:
         self._writer.start()
         if self._aggregator.rules != (rules := self._settings.aggregation.fold_rules()):
             self._intake.submit_own(rules)
+        self._observation.replayed_records = replayed
+        metrics_port = await self._metrics.start()
+        self._following.start(self._collector)
         # Health is told while there is no identity yet, where that needs none.
         http_port = None if self._security.https else await self._http.start()
         await self._security.wait(self._service_manager.waiting)
@@ -225,6 +282,10 @@ class Daemon:
             http_port = await self._http.start()
         self._security.listens("grpc", grpc_port)
         self._security.listens("http", http_port)
+        if self._down_from_ns:
+            down_ns = self._clock.wall_nanos() - self._down_from_ns
+            self._observation.downtime_seconds = max(0, down_ns) / NANOS
+            self._intake.resumed_after(self._down_from_ns)
         self._intake.open()
         self._service_manager.ready(f"serving gRPC on port {grpc_port}, HTTP on port {http_port}")
         _calm_collector()
@@ -234,10 +295,20 @@ class Daemon:
                 "version": __version__,
                 "grpc": f"{self._settings.grpc.address}:{grpc_port}",
                 "http": f"{self._settings.http.address}:{http_port}",
+                "metrics": None if metrics_port is None else f"{self._settings.metrics.address}:{metrics_port}",
                 "tls": self._settings.tls.mode,
                 "store": self._settings.storage.store,
             },
         )
+
+    def _not_in_ledger(self) -> Iterator[list[JournalEntry]]:
+        """The journal's groups to replay, each told to the service manager: a long replay is no start that hangs."""
+        journal = self._stores.journal
+        for rows in journal.read(self._aggregator.position):
+            self._service_manager.waiting(
+                f"replaying the journal: at row {rows[-1].sequence} of {journal.position}", _REPLAY_STEP_SECONDS
+            )
+            yield [entry_of(row) for row in rows]
 
     async def _shut_down(self) -> None:
         self._stopping = True
@@ -259,8 +330,14 @@ class Daemon:
             await asyncio.to_thread(stage)
         await self._feed.end(_WATCHERS_SECONDS)
         self._connect.stop()
-        await asyncio.gather(self._grpc.stop(_GRACE_SECONDS), self._http.stop(_GRACE_SECONDS))
+        await asyncio.gather(
+            self._grpc.stop(_GRACE_SECONDS), self._http.stop(_GRACE_SECONDS), self._metrics.stop(_GRACE_SECONDS)
+        )
+        # What was followed has ended, and what the metrics are read of is still open.
+        await asyncio.to_thread(self._following.stop, _TELEMETRY_SECONDS)
         self._connect.close()
+        if was_serving and self._directory is not None:
+            tell_head(self._stores.journal)
         self._stores.close()
         await asyncio.to_thread(self._security.stop)
         deadline.cancel()
@@ -316,6 +393,8 @@ class Daemon:
             "gaps": status.gaps_seen,
             "anomalies": status.anomalies_seen,
             "dead_letters": status.dead_letters_seen,
+            "silent_vms": status.silent_vms,
+            "silent_instances": status.silent_instances,
             "queue_depth": self._intake.in_flight,
             "queue_bytes": self._intake.in_flight_bytes,
             "taking_usage": self._intake.taking,
@@ -352,10 +431,13 @@ def serve(settings: Settings, *, readable_log: bool) -> None:
     """
     import uvloop
 
+    # The watchdog's SIGABRT leaves what each thread was doing in the log.
+    faulthandler.enable()
     # Files of the data directory are nobody else's.
     os.umask(0o077)
     for name in settings.not_yet:
         _log.warning("%s is set, but does nothing in this version", name)
+    following = Following(settings.otel)
     # First of all: nothing is made or opened for a daemon that could not prove who it is.
     security = Security(settings, SystemClock())
     security.start()
@@ -366,7 +448,12 @@ def serve(settings: Settings, *, readable_log: bool) -> None:
         directory = DataDirectory(settings.storage.data_dir)
 
     async def live() -> None:
-        await Daemon(settings, security, directory, readable_log=readable_log).run()
+        if directory is not None and not await room_to_start(
+            directory, settings.storage.min_free_bytes, ServiceManager()
+        ):
+            security.stop()
+            return
+        await Daemon(settings, security, following, directory, readable_log=readable_log).run()
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -31,7 +31,7 @@ def frozen() -> list[str]:
         pip = [str(Path(folder, "bin", "python")), "-m", "pip", "--disable-pip-version-check"]
         environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
         subprocess.run([*pip, "install", "--quiet", "--upgrade", "setuptools"], check=True, env=environment)
-        own = f"{ROOT}[agent,dev]"
+        own = f"{ROOT}[agent,otel,dev]"
         subprocess.run([*pip, "install", "--quiet", "--no-build-isolation", "-e", own], check=True, env=environment)
         listing = subprocess.run(
             [*pip, "freeze", "--all", "--exclude-editable"], check=True, env=environment, capture_output=True, text=True

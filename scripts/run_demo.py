@@ -33,6 +33,7 @@ FORCED = {
     "UNKEY_BILLAGED_TLS_MODE": "disabled",
     "UNKEY_BILLAGED_ADDRESS": "127.0.0.1",
     "UNKEY_BILLAGED_HTTP_ADDRESS": "127.0.0.1",
+    "UNKEY_BILLAGED_OTEL_PROMETHEUS_INTERFACE": "127.0.0.1",
 }
 # Left over in a shell from trying something else, they would lock its own agent out.
 DROPPED = ("UNKEY_BILLAGED_POLICY_FILE", "UNKEY_BILLAGED_HTTP_TOKEN", "UNKEY_BILLAGED_HTTP_TOKEN_FILE")

@@ -45,6 +45,7 @@ def environment(data_dir: Path | None, settings: Mapping[str, str]) -> dict[str,
     base = {
         "PORT": "0",
         "HTTP_PORT": "0",
+        "OTEL_PROMETHEUS_PORT": "0",
         "ADDRESS": "127.0.0.1",
         "TLS_MODE": "disabled",
         "LEDGER_FLUSH_INTERVAL": "10ms",
@@ -178,6 +179,15 @@ class DaemonProcess:
         return [line for line in self.log if is_summary(line, **fields)]
 
     # --- its end -----------------------------------------------------------------
+
+    def ended(self) -> bool:
+        """Whether there is no such process any more."""
+        return self._process.poll() is not None
+
+    def streams_closed(self) -> bool:
+        """Whether it will never print anything again."""
+        with self._news:
+            return not self._streams_open
 
     def send_signal(self, number: int) -> None:
         self._process.send_signal(number)

@@ -134,6 +134,7 @@ def test_the_executable_serves_meters_and_stops(built: Path, bare_environment: d
         "UNKEY_BILLAGED_ADDRESS": "127.0.0.1",
         "UNKEY_BILLAGED_PORT": str(port),
         "UNKEY_BILLAGED_HTTP_PORT": str(http_port),
+        "UNKEY_BILLAGED_OTEL_PROMETHEUS_PORT": "0",
         "UNKEY_BILLAGED_DATA_DIR": str(tmp_path / "data"),
     }
     executable = [str(BASE_PYTHON), str(built / "billaged")]

@@ -441,7 +441,8 @@ def test_svids_and_cas_that_change_under_load_fail_no_call(mesh: Mesh) -> None:
             load.goes_on()
         print(f"{load.calls} calls, {len(mesh.server.leaves)} certificates shown")
         assert load.failures == []
-        assert len(mesh.server.leaves) == CHANGES + 1
+        # At least: on a crowded machine a short-lived one is renewed once more in between.
+        assert len(mesh.server.leaves) >= CHANGES + 1
         wait_until(lambda: sockets_to(mesh.server) == 1, "the old connections are closed")
 
 

@@ -108,7 +108,9 @@ def test_a_wrong_setting_is_named(tmp_path: Path, settings: dict[str, str], name
     assert not (tmp_path / "var").exists()
 
 
-@pytest.mark.parametrize(("setting", "other"), [("PORT", "grpc"), ("HTTP_PORT", "http")])
+@pytest.mark.parametrize(
+    ("setting", "other"), [("PORT", "grpc"), ("HTTP_PORT", "http"), ("OTEL_PROMETHEUS_PORT", "metrics")]
+)
 def test_a_port_in_use_names_the_setting(tmp_path: Path, setting: str, other: str) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = str(taken.getsockname()[1])

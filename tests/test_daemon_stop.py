@@ -85,7 +85,7 @@ def test_a_stop_waits_neither_for_watchers_nor_for_idle_connections(tmp_path: Pa
 def test_a_daemon_that_was_idle_ends_with_nothing_to_say(tmp_path: Path, number: int) -> None:
     with DaemonProcess(tmp_path / "var", SETTINGS) as daemon:
         assert daemon.stop(number) == 0
-        assert [line["message"] for line in daemon.log][-2:] == ["stopping", "stopped"]
+        assert [line["message"] for line in daemon.log][-3:] == ["stopping", "journal head", "stopped"]
         assert daemon.other_output == ""
 
 

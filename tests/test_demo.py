@@ -34,6 +34,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         **clean,
         "UNKEY_BILLAGED_PORT": str(free_port()),
         "UNKEY_BILLAGED_HTTP_PORT": str(free_port()),
+        "UNKEY_BILLAGED_OTEL_PROMETHEUS_PORT": "0",
         "UNKEY_BILLAGED_DATA_DIR": str(tmp_path / "var"),
         "UNKEY_BILLAGED_AGGREGATION_INTERVAL": "1s",
     }

@@ -56,6 +56,19 @@ def test_a_holder_that_was_killed_leaves_no_lock_behind(tmp_path: Path) -> None:
     DataDirectory(tmp_path).release()
 
 
+def test_a_lock_that_takes_no_pid_is_held_all_the_same(tmp_path: Path) -> None:
+    """As on a full disk: a start that could not even say who holds it would leave a traceback, and wait for nobody."""
+    hold = "import fcntl, pathlib, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+    hold += "from billaged.directory import DataDirectory; d = DataDirectory(pathlib.Path(sys.argv[1])); "
+    hold += "fcntl.flock(open(d.path / 'lock'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    done = subprocess.run(
+        [sys.executable, "-c", hold, str(tmp_path)], timeout=30, check=False, capture_output=True, text=True
+    )
+    assert "BlockingIOError" in done.stderr
+    assert "the pid could not be written" in done.stderr
+    DataDirectory(tmp_path).release()
+
+
 def test_a_place_that_cannot_be_a_directory_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for path in (tmp_path / "file", tmp_path / "file" / "var"):

@@ -15,7 +15,8 @@ from intake_stages import Stages, metrics, payload_of, stages
 from billaged.intake.clock import ClockWatch, awake_and_asleep_nanos, suspended_nanos
 from billaged.intake.journal import entry_of
 from billaged.model.errors import DurabilityLost, InvalidField, NotServing, Overloaded, WrongOwner
-from billaged.model.records import Kind, Tick, VmStarted, VmStopped
+from billaged.model.records import Kind, Resumed, Tick, VmStarted, VmStopped
+from billaged.wire.codec import encode_own
 
 DAY = 86_400 * SECOND
 
@@ -172,6 +173,29 @@ async def test_it_takes_nothing_when_closed_or_without_disk_but_its_own(tmp_path
             await s.submit(metrics("vm-1"))
         s.intake.submit_own(Tick(NOW_NS, 0, closes_interval=True))
         await until(lambda: s.fold.folded_entries == 1, "the last tick")
+        assert [row[1] for row in s.rows()] == [Kind.TICK]
+
+
+async def test_a_time_without_disk_is_journaled_once_there_is_room(tmp_path: Path) -> None:
+    async with stages(tmp_path) as s:
+        s.intake.disk_is_full("no room")
+        s.clock.advance(20)
+        s.intake.disk_is_full("less room")
+        s.clock.advance(10)
+        s.intake.disk_is_full(None)
+        s.intake.disk_is_full(None)
+        await until(lambda: s.fold.folded_entries == 1, "the record of it")
+        assert s.rows() == [(1, Kind.RESUMED, "", encode_own(Resumed(NOW_NS, NOW_NS + 30 * SECOND)))]
+
+
+async def test_a_time_that_was_none_is_not_journaled(tmp_path: Path) -> None:
+    async with stages(tmp_path) as s:
+        s.intake.disk_is_full("no room")
+        s.clock.wall_ns -= 5 * SECOND
+        s.intake.disk_is_full(None)
+        s.intake.resumed_after(NOW_NS)
+        s.intake.submit_own(Tick(NOW_NS, 0, closes_interval=True))
+        await until(lambda: s.fold.folded_entries == 1, "the tick")
         assert [row[1] for row in s.rows()] == [Kind.TICK]
 
 

@@ -19,6 +19,7 @@ from billaged.model.time import DAY_NANOS, HOUR_NANOS, MINUTE_NANOS, NANOS
 from billaged.settings import Settings
 from billaged.settings.coming import COMING
 from billaged.settings.kinds import Duration, Fraction, Size, Whole
+from billaged.settings.names import other_names, under_own_names
 from billaged.settings.section import PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -212,7 +213,7 @@ def test_the_queue_must_hold_a_largest_message() -> None:
 
 def test_names_that_do_nothing_yet_are_accepted_and_listed() -> None:
     settings = load(**dict.fromkeys(COMING, "1"), VANISH_AFTER="2h")
-    assert set(settings.not_yet) == {PREFIX + name for name in (*COMING, "VANISH_AFTER")}
+    assert set(settings.not_yet) == {PREFIX + name for name in COMING}
     assert Settings().not_yet == ()
 
 
@@ -272,3 +273,59 @@ def test_a_stale_page_is_noticed_and_renewed(tmp_path: Path) -> None:
     )
     assert generate("--page", str(page)).returncode == 0
     assert page.read_text() == PAGE.read_text()
+
+
+# --- other names -----------------------------------------------------------------
+
+
+def test_a_name_of_the_dashboards_is_taken_as_well() -> None:
+    settings = Settings.load({"BILLAGED_OTEL_HIGH_CARDINALITY_ENABLED": "true", "BILLAGED_OTEL_PROMETHEUS_PORT": "0"})
+    assert (settings.metrics.high_cardinality, settings.metrics.port) == (True, 0)
+    assert settings.sources["UNKEY_BILLAGED_OTEL_PROMETHEUS_PORT"] == "environment"
+    # The client's own are none of ours.
+    assert Settings.load({"BILLAGED_ADDRESS": "billing:8081"}) == Settings()
+
+
+def test_each_name_has_its_other_one() -> None:
+    names = [line.name for line in Settings().lines()] + [PREFIX + name for name in COMING]
+    for name in names:
+        expected = {name.removeprefix("UNKEY_")} if name.startswith(f"{PREFIX}OTEL_") else set()
+        if name == f"{PREFIX}OTEL_ENABLED":
+            expected.add(f"{PREFIX}ENABLE_OTEL")
+        assert set(other_names(name)) == expected
+        for other in expected:
+            assert set(under_own_names({other: "1"}).texts) == {name}
+
+
+def test_names_that_agree_are_one_setting_and_others_are_refused() -> None:
+    both = {"BILLAGED_OTEL_PROMETHEUS_PORT": "9999", "UNKEY_BILLAGED_OTEL_PROMETHEUS_PORT": "9999"}
+    assert Settings.load(both).metrics.port == 9999
+    with pytest.raises(SettingError) as caught:
+        Settings.load(both | {"BILLAGED_OTEL_PROMETHEUS_PORT": "1"})
+    assert str(caught.value) == (
+        "BILLAGED_OTEL_PROMETHEUS_PORT and UNKEY_BILLAGED_OTEL_PROMETHEUS_PORT: set to different values;"
+        " unset one of them"
+    )
+
+
+def test_a_problem_names_the_variable_as_it_was_given() -> None:
+    with pytest.raises(SettingError) as caught:
+        Settings.load({"BILLAGED_OTEL_PROMETHEUS_PORT": "x", "BILLAGED_OTEL_PROMETEUS_PORT": "1"})
+    assert str(caught.value).splitlines() == [
+        "BILLAGED_OTEL_PROMETHEUS_PORT: 'x' is not a whole number; it must be 0 to 65535",
+        "BILLAGED_OTEL_PROMETEUS_PORT: unknown setting; did you mean UNKEY_BILLAGED_OTEL_PROMETHEUS_PORT?",
+    ]
+    with pytest.raises(
+        SettingError, match=r"^BILLAGED_OTEL_PROMETHEUS_ENABLED: is empty; unset it for the default true$"
+    ):
+        Settings.load({"BILLAGED_OTEL_PROMETHEUS_ENABLED": " "})
+
+
+def test_the_metrics_have_a_port_of_their_own() -> None:
+    assert (Settings().metrics.port, Settings().metrics.address) == (9465, "127.0.0.1")
+    assert (Settings().metrics.enabled, Settings().metrics.high_cardinality) == (True, False)
+    assert problems(OTEL_PROMETHEUS_PORT="8082") == [
+        "UNKEY_BILLAGED_OTEL_PROMETHEUS_PORT: 8082 is the port of HTTP (UNKEY_BILLAGED_HTTP_PORT) on the same address;"
+        " choose another"
+    ]
+    assert load(OTEL_PROMETHEUS_PORT="8082", OTEL_PROMETHEUS_ENABLED="no").metrics.port == 8082

@@ -46,7 +46,7 @@ def interval(owners: dict[str, str]) -> SummaryBatch:
     engine = Engine(Checkpoint())
     (batch,) = engine.fold(
         [JournalEntry(at, KINDS[type(record)], EPOCH, "", b"", record) for at, record in enumerate(records, 1)]
-    )
+    ).summaries
     return batch
 
 
@@ -273,7 +273,7 @@ async def test_a_window_that_a_stop_was_taken_back_in_is_given_out() -> None:
     engine = Engine(Checkpoint())
     *_, batch = engine.fold(
         [JournalEntry(at, KINDS[type(record)], EPOCH, "", b"", record) for at, record in enumerate(records, 1)]
-    )
+    ).summaries
     feed = WatchedSummaries(asyncio.get_running_loop(), WEIGHTS, 100)
     reader = Reader(feed)
     await until(lambda: len(feed._watchers) == 1, "it watches")

@@ -13,15 +13,5 @@ class Coming(NamedTuple):
 
 
 COMING: Final = {
-    "OTEL_ENABLED": Coming("OpenTelemetry on or off"),
-    "ENABLE_OTEL": Coming("another name of OTEL_ENABLED"),
-    "OTEL_SERVICE_NAME": Coming("service name in traces and metrics"),
-    "OTEL_SERVICE_VERSION": Coming("service version in traces and metrics"),
-    "OTEL_SAMPLING_RATE": Coming("part of the traces that is kept"),
-    "OTEL_ENDPOINT": Coming("where traces and metrics are sent"),
-    "OTEL_PROMETHEUS_ENABLED": Coming("Prometheus endpoint on or off"),
-    "OTEL_PROMETHEUS_PORT": Coming("port of the Prometheus endpoint"),
-    "OTEL_PROMETHEUS_INTERFACE": Coming("address of the Prometheus endpoint"),
-    "OTEL_HIGH_CARDINALITY_ENABLED": Coming("labels with VM and customer on or off"),
     "DATABASE_URL": Coming("the ledger's database", secret=True),
 }

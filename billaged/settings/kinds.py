@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from pydantic import GetCoreSchemaHandler, SecretStr
 from pydantic_core import CoreSchema, core_schema
@@ -283,3 +284,84 @@ class Host(Kind):
             if re.fullmatch(r"[0-9.]+", text) or not _HOST_NAME.fullmatch(text):
                 raise ValueError(f"{shown(text)} is no address; it must be {self.values}") from None
         return text
+
+
+_TEXT_CHARACTERS_MAX: Final = 255
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """A name that people read."""
+
+    @property
+    def values(self) -> str:
+        return f"1 to {_TEXT_CHARACTERS_MAX} visible characters"
+
+    def read(self, text: str) -> str:
+        return text.strip()
+
+    def check(self, value: str) -> str:
+        if not 1 <= len(value) <= _TEXT_CHARACTERS_MAX or not value.isprintable():
+            raise ValueError(f"{shown(value)} is no name; it must be {self.values}")
+        return value
+
+
+@dataclass(frozen=True)
+class Endpoint(Kind):
+    """Where a service is: ``host:port``, or an http or https URL."""
+
+    @property
+    def values(self) -> str:
+        return "host:port, or a URL that begins with http:// or https://"
+
+    def read(self, text: str) -> str:
+        return text.strip()
+
+    def check(self, value: str) -> str:
+        if any(character in value for character in "@?#"):
+            # Not quoted: it may hold a password.
+            raise ValueError("must be without user, password, ? and #; headers go into OTEL_EXPORTER_OTLP_HEADERS")
+        try:
+            url = urlsplit(self.url(value))
+            port = url.port
+        except ValueError:
+            raise ValueError(f"{shown(value)} is no endpoint; it must be {self.values}") from None
+        whole = value.isprintable() and " " not in value
+        if not whole or url.scheme not in ("http", "https") or not url.hostname or port == 0:
+            raise ValueError(f"{shown(value)} is no endpoint; it must be {self.values}")
+        if "://" not in value and (port is None or url.path):
+            raise ValueError(f"{shown(value)} has no port; it must be {self.values}")
+        return value
+
+    @staticmethod
+    def url(value: str) -> str:
+        """The URL of an endpoint, without a slash at its end."""
+        return (value if "://" in value else f"http://{value}").rstrip("/")
+
+
+_LEVELS: Final = ("debug", "info", "warning", "error")
+_LOGGER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
+
+
+@dataclass(frozen=True)
+class Levels(Kind):
+    """Levels of loggers: ``billaged.audit=warning,uvicorn=info``."""
+
+    @property
+    def values(self) -> str:
+        return f"logger=level with commas between, each level {', '.join(_LEVELS[:-1])} or {_LEVELS[-1]}"
+
+    def read(self, text: str) -> str:
+        return text.strip()
+
+    def check(self, value: str) -> str:
+        for logger, level in self.pairs(value).items():
+            if not _LOGGER.fullmatch(logger) or level not in _LEVELS:
+                raise ValueError(f"{shown(f'{logger}={level}')} is no level of a logger; it must be {self.values}")
+        return value
+
+    @staticmethod
+    def pairs(value: str) -> dict[str, str]:
+        """The level of each logger."""
+        parts = (part.partition("=") for part in value.split(","))
+        return {logger.strip(): level.strip().lower() for logger, _, level in parts}

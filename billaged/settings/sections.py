@@ -11,7 +11,20 @@ from pydantic import SecretStr, model_validator
 from billaged.model.quantity import GIB, MIB, ScoreWeights
 from billaged.model.records import FoldRules
 from billaged.model.time import DAY_NANOS, HOUR_NANOS, MINUTE_NANOS, NANOS
-from billaged.settings.kinds import Choice, Duration, File, Flag, Fraction, Host, Secret, Size, Whole
+from billaged.settings.kinds import (
+    Choice,
+    Duration,
+    Endpoint,
+    File,
+    Flag,
+    Fraction,
+    Host,
+    Levels,
+    Secret,
+    Size,
+    Text,
+    Whole,
+)
 from billaged.settings.section import Section, Variable
 
 KIB: Final = 2**10
@@ -169,7 +182,7 @@ class Storage(Section):
     """`sqlite`: durable, in the data directory. `memory`: nothing is written, all is lost at the end."""
 
     journal_retention_ns: Annotated[int, Variable("JOURNAL_RETENTION"), Duration("1h", "87600h")] = 7 * DAY_NANOS
-    """How long rows that are already in the ledger stay in the journal."""
+    """How long rows that are already in the ledger stay in the journal, at least: they leave at cuts, one a day."""
 
     archive_retention_ns: Annotated[int, Variable("ARCHIVE_RETENTION"), Duration("0s", "87600h")] = 70 * DAY_NANOS
     """How long journal segments are kept once they left the journal; 0 for not at all."""
@@ -220,8 +233,8 @@ class Aggregation(Section):
     gap_threshold_ns: Annotated[int, Variable("GAP_THRESHOLD"), Duration("1s", "8h")] = 15 * MINUTE_NANOS
     """Longest step between two samples that counts as measured. A longer one is a gap: its memory is not billed."""
 
-    vanish_after_ns: Annotated[int, Variable("VANISH_AFTER", not_yet=True), Duration("1m", "8760h")] = HOUR_NANOS
-    """How long a VM that nobody lists and that sends nothing is taken for running."""
+    vanish_after_ns: Annotated[int, Variable("VANISH_AFTER"), Duration("1m", "8760h")] = HOUR_NANOS
+    """How long a VM is taken for running that an instance listed, none lists any more, and that sends nothing."""
 
     max_cores: Annotated[int, Variable("MAX_CORES"), Whole(1, 4096)] = 256
     """Cap, cores: a step with more CPU time than these could give is implausible and bills nothing."""
@@ -286,3 +299,49 @@ class Log(Section):
         "auto"
     )
     """`auto`: text on a terminal, JSON lines else."""
+
+    levels: Annotated[str | None, Variable("LOG_LEVELS"), Levels()] = None
+    """Least severity of single loggers and what is below them, before `LOG_LEVEL`:
+    `billaged.summary=warning,billaged.audit=error`."""
+
+    audit_file: Annotated[Path | None, Variable("LOG_AUDIT_FILE"), File()] = None
+    """Where the audit log goes (JSON lines, made with mode 0600, opened again on SIGHUP) instead of into the log."""
+
+    def levels_by_logger(self) -> dict[str, str]:
+        """What `levels` says."""
+        return {} if self.levels is None else Levels.pairs(self.levels)
+
+
+class Metrics(Section):
+    """What Prometheus may ask for. On whether or not OpenTelemetry is; `docs/metrics.md` lists what there is."""
+
+    enabled: Annotated[bool, Variable("OTEL_PROMETHEUS_ENABLED"), Flag()] = True
+    """Whether `/metrics` is served."""
+
+    port: Annotated[int, Variable("OTEL_PROMETHEUS_PORT"), Whole(0, 65_535)] = 9465
+    """TCP port of `/metrics`, which has `/health` too; 0 takes any free one."""
+
+    address: Annotated[str, Variable("OTEL_PROMETHEUS_INTERFACE"), Host()] = "127.0.0.1"
+    """Address it listens on. It is plain HTTP, for everybody who can connect."""
+
+    high_cardinality: Annotated[bool, Variable("OTEL_HIGH_CARDINALITY_ENABLED"), Flag()] = False
+    """Labels with the names of VMs and customers, for 10,000 of each at most; the rest is summed up as `other`."""
+
+
+class Otel(Section):
+    """OpenTelemetry: traces of requests, and the metrics, sent to a collector. Needs the extra `otel` installed."""
+
+    enabled: Annotated[bool, Variable("OTEL_ENABLED"), Flag()] = False
+    """Whether traces and metrics are sent."""
+
+    endpoint: Annotated[str, Variable("OTEL_ENDPOINT"), Endpoint()] = "localhost:4318"
+    """The collector, which is spoken to in OTLP over HTTP; without `https://` it is plain HTTP."""
+
+    service_name: Annotated[str, Variable("OTEL_SERVICE_NAME"), Text()] = "billaged"
+    """What the service is called in traces and metrics."""
+
+    service_version: Annotated[str | None, Variable("OTEL_SERVICE_VERSION"), Text()] = None
+    """Its version there; without it, billaged's own."""
+
+    sampling_rate: Annotated[Decimal, Variable("OTEL_SAMPLING_RATE"), Fraction(Decimal(0), Decimal(1))] = Decimal("1.0")
+    """How much of the traces that begin here is kept. A request that comes with a trace follows its caller's choice."""

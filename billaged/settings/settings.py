@@ -13,8 +13,21 @@ from pydantic import ValidationError
 from billaged.model.errors import SettingError
 from billaged.settings.coming import COMING
 from billaged.settings.kinds import Secret, printable
-from billaged.settings.section import PREFIX, Section, SectionField
-from billaged.settings.sections import Aggregation, Grpc, Http, Intake, Log, Score, Storage, Summaries, Tls
+from billaged.settings.names import under_own_names
+from billaged.settings.section import PREFIX, Section, SectionField, Variable
+from billaged.settings.sections import (
+    Aggregation,
+    Grpc,
+    Http,
+    Intake,
+    Log,
+    Metrics,
+    Otel,
+    Score,
+    Storage,
+    Summaries,
+    Tls,
+)
 
 Source = Literal["environment", "default"]
 AnySection = TypeVar("AnySection", bound=Section)
@@ -58,6 +71,8 @@ class Settings:
     summaries: Summaries = field(default_factory=Summaries)
     score: Score = field(default_factory=Score)
     log: Log = field(default_factory=Log)
+    metrics: Metrics = field(default_factory=Metrics)
+    otel: Otel = field(default_factory=Otel)
     # Names of a later version that are set, with what may be shown of them.
     coming: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     # Names set in the environment.
@@ -65,12 +80,12 @@ class Settings:
 
     @classmethod
     def load(cls, environ: Mapping[str, str]) -> Settings:
-        """The settings of an environment; names without the prefix are none of ours.
+        """The settings of an environment; names that begin otherwise are none of ours.
 
         Raises:
             SettingError: one line for each unknown name and each bad value, which it names.
         """
-        reading = _Reading({name: text for name, text in environ.items() if name.upper().startswith(PREFIX)})
+        reading = _Reading(environ)
         settings = cls(
             grpc=reading.section(Grpc),
             http=reading.section(Http),
@@ -81,6 +96,8 @@ class Settings:
             summaries=reading.section(Summaries),
             score=reading.section(Score),
             log=reading.section(Log),
+            metrics=reading.section(Metrics),
+            otel=reading.section(Otel),
             coming=reading.coming(),
             given=frozenset(reading.environ),
         )
@@ -135,9 +152,9 @@ class _Reading:
     """One pass over an environment. Takes names out as they are understood; the rest is unknown."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self.environ = environ
+        self.environ, self._written, problems = under_own_names(environ)
         self.known: dict[str, str | None] = {}  # every name, with the text of its default
-        self.problems: list[str] = []
+        self.problems = list(problems)
 
     def section(self, kind: type[AnySection]) -> AnySection:
         """The section from its variables; its defaults where there are problems, which are noted."""
@@ -151,7 +168,7 @@ class _Reading:
         try:
             return kind.model_validate(texts)
         except ValidationError as error:
-            self.problems += _explained(error, by_attribute)
+            self.problems += self._explained(error, by_attribute)
             return kind()
 
     def coming(self) -> Mapping[str, str]:
@@ -171,36 +188,50 @@ class _Reading:
                 name.upper().removeprefix(PREFIX), [known.removeprefix(PREFIX) for known in self.known], n=1
             )
             advice = f"did you mean {PREFIX}{near[0]}?" if near else "'billaged config show' lists the names"
-            self.problems.append(f"{printable(name)}: unknown setting; {advice}")
+            self.problems.append(f"{printable(self._said(name))}: unknown setting; {advice}")
 
     def _filled(self, name: str) -> bool:
         if self.environ[name].strip():
             return True
         default = self.known[name]
         self.problems.append(
-            f"{name}: is empty; unset it for the default {printable(default)}"
+            f"{self._said(name)}: is empty; unset it for the default {printable(default)}"
             if default
-            else f"{name}: is empty; unset it"
+            else f"{self._said(name)}: is empty; unset it"
         )
         return False
 
+    def _said(self, name: str) -> str:
+        """The name as it was given."""
+        return self._written.get(name, name)
 
-def _explained(error: ValidationError, by_attribute: Mapping[str, SectionField]) -> Iterator[str]:
-    """A line for each problem. Checks across a section's fields name their variables themselves."""
-    for problem in error.errors(include_url=False):
-        text = str(problem.get("ctx", {}).get("error", problem["msg"]))
-        yield f"{by_attribute[str(problem['loc'][0])].variable.name}: {text}" if problem["loc"] else text
+    def _explained(self, error: ValidationError, by_attribute: Mapping[str, SectionField]) -> Iterator[str]:
+        """A line for each problem. Checks across a section's fields name their variables themselves."""
+        for problem in error.errors(include_url=False):
+            text = str(problem.get("ctx", {}).get("error", problem["msg"]))
+            place = problem["loc"]
+            yield f"{self._said(by_attribute[str(place[0])].variable.name)}: {text}" if place else text
 
 
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
 
 
+def _overlap(address: str, other: str) -> bool:
+    return address == other or not _EVERYWHERE.isdisjoint({address, other})
+
+
 def _disagreements(settings: Settings) -> Iterator[str]:
     """A line for each two sections that cannot hold together."""
-    grpc, http, intake = settings.grpc, settings.http, settings.intake
-    same_address = grpc.address == http.address or not _EVERYWHERE.isdisjoint({grpc.address, http.address})
-    if grpc.port == http.port != 0 and same_address:
-        yield f"{PREFIX}HTTP_PORT: {http.port} is the port of gRPC ({PREFIX}PORT) on the same address; choose another"
+    grpc, http, metrics, intake = settings.grpc, settings.http, settings.metrics, settings.intake
+    taken = [("gRPC", Variable("PORT").name, grpc.port, grpc.address)]
+    others = [("HTTP", Variable("HTTP_PORT").name, http.port, http.address)]
+    if metrics.enabled:
+        others.append(("Prometheus", Variable("OTEL_PROMETHEUS_PORT").name, metrics.port, metrics.address))
+    for server, variable, port, address in others:
+        for holder, its_variable, its_port, its_address in taken:
+            if port == its_port != 0 and _overlap(address, its_address):
+                yield f"{variable}: {port} is the port of {holder} ({its_variable}) on the same address; choose another"
+        taken.append((server, variable, port, address))
     if intake.queue_max_bytes < grpc.max_message_bytes:
         yield (
             f"{PREFIX}QUEUE_MAX_BYTES: {intake.queue_max_bytes} bytes do not hold one largest message"
