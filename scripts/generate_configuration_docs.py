@@ -8,9 +8,10 @@ What stands outside the two markers is left as it is.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+
+from generated import between, keep_fresh
 
 from billaged.settings import Settings
 from billaged.settings.coming import COMING
@@ -46,30 +47,14 @@ def tables() -> str:
     return "\n".join(parts)
 
 
-def renewed(page: str) -> str:
-    """The page with today's tables between the markers."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"the page lacks a marker: {BEGIN} or {END}")
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 where the page is stale")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page (default: docs/configuration.md)")
-    arguments = parser.parse_args()
-    old = arguments.page.read_text(encoding="utf-8")
-    new = renewed(old)
-    if old == new:
-        return 0
-    if arguments.check:
-        print(f"{arguments.page.name} is stale: run python scripts/generate_configuration_docs.py", file=sys.stderr)
-        return 1
-    arguments.page.write_text(new, encoding="utf-8")
-    print(f"wrote: {arguments.page.name}")
-    return 0
+    return keep_fresh(
+        __doc__,
+        "scripts/generate_configuration_docs.py",
+        "page",
+        PAGE,
+        lambda page: between(page, BEGIN, END, tables()),
+    )
 
 
 if __name__ == "__main__":

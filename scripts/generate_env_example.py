@@ -8,11 +8,12 @@ It is what a fresh installation finds as /etc/billaged/billaged.env.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+
+from generated import keep_fresh
 
 from billaged.settings import SettingLine, Settings
 from billaged.settings.coming import COMING
@@ -72,19 +73,7 @@ def example() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 where the file is stale")
-    parser.add_argument("--file", type=Path, default=FILE, help="the file (default: systemd/billaged.env.example)")
-    arguments = parser.parse_args()
-    new = example()
-    if arguments.file.exists() and arguments.file.read_text(encoding="utf-8") == new:
-        return 0
-    if arguments.check:
-        print(f"{arguments.file.name} is stale: run python scripts/generate_env_example.py", file=sys.stderr)
-        return 1
-    arguments.file.write_text(new, encoding="utf-8")
-    print(f"wrote: {arguments.file.name}")
-    return 0
+    return keep_fresh(__doc__, "scripts/generate_env_example.py", "file", FILE, lambda _: example())
 
 
 if __name__ == "__main__":
