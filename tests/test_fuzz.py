@@ -20,7 +20,6 @@ from fuzz.messages import FuzzedMessage, load, message, save
 from fuzz.sender import Sender, digest
 from fuzz.wire import GROUP, LENGTH, Field, encode, text, whole
 from google.protobuf.message import DecodeError
-from test_ledger_bill import journal_near_the_edge
 
 from billaged.intake.journal import entry_of
 from billaged.wire.billing.v1 import billing_pb2 as pb
@@ -142,15 +141,6 @@ def test_the_hand_written_encoding_is_protobufs() -> None:
     again = pb.SendMetricsBatchRequest.FromString(encode(wide))
     again.DiscardUnknownFields()
     assert again == request
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_patient_biller_bills_as_the_auditor_does(seed: int) -> None:
-    events = journal_near_the_edge(seed)
-    patient = judge.PatientBiller()
-    for event in events:
-        patient.fold(event)
-    assert patient.bill().dump() == bill(events).dump()
 
 
 def test_one_saved_message_is_sent_again_by_the_command(tmp_path: Path) -> None:

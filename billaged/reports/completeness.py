@@ -54,7 +54,7 @@ class Account:
                 f"the ledger does not add up for VM {vm_id} from {format_instant(span.from_ns)}"
                 f" to {format_instant(span.to_ns)}: {self.measured_ns} ns measured and {self.gap_ns} ns of gaps"
                 f" are not {self.lifetime_ns} ns of lifetime.",
-                "Find what is damaged with `billaged journal verify`.",
+                "Find what is damaged with `billaged verify`.",
             )
 
 

@@ -18,8 +18,8 @@ FLEET_VMS = 64
 # A VM's next message comes some minutes after the last: most steps are measured, some are gaps.
 _BETWEEN_MESSAGES_NS = 4 * SECOND_NS
 _FLEET_AGE_NS = 20 * 86_400 * SECOND_NS
-# Of each fleet one VM is old, with counters that 64 bits can hardly hold: what it has used cannot always be added up.
-_OLD_VM = 0
+# Of each fleet some VMs are old, with counters that 64 bits can hardly hold: their usage cannot always be added up.
+_OLD_VMS = frozenset(range(4))
 _OLD_START_NS = 10**17
 _OLD_COUNTERS = (0, 1, 5, 2**63 - 1)
 
@@ -57,13 +57,13 @@ def request(chance: Random, moment: Moment, method: str | None = None) -> Reques
     vm_id, customer_id = f"vm-{moment.fleet}-{vm}", f"customer-{vm % 5 if chance.random() < 0.97 else 5}"
     t = moment.now_ns - (chance.randint(0, 3_600) * SECOND_NS if chance.random() < 0.1 else chance.randint(0, 999))
     if method == "SendMetricsBatch":
-        samples = _samples(chance, moment, t, _OLD_COUNTERS if vm == _OLD_VM else ())
+        samples = _samples(chance, moment, t, _OLD_COUNTERS if vm in _OLD_VMS else ())
         return Request(method, (text(1, vm_id), text(2, customer_id), *samples))
     if method == "SendHeartbeat":
         listed = [f"vm-{moment.fleet}-{chance.randrange(FLEET_VMS)}" for _ in range(chance.randrange(8))]
         return Request(method, (text(1, f"host-{vm % 8}"), *(text(2, listed_id) for listed_id in listed)))
     if method == "NotifyVmStarted":
-        start_ns = _OLD_START_NS if vm == _OLD_VM else t
+        start_ns = _OLD_START_NS if vm in _OLD_VMS else t
         return Request(method, (text(1, vm_id), text(2, customer_id), whole(3, start_ns)))
     if method == "NotifyVmStopped":
         return Request(method, (text(1, vm_id), whole(2, t)))

@@ -6,12 +6,10 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from copy import deepcopy
 from pathlib import Path
 
 from auditor.biller import Biller
 from auditor.convert import to_event
-from auditor.events import Batch, Started
 from auditor.invariants import AuditError
 from daemon_process import ledger_of
 
@@ -29,36 +27,6 @@ METHODS = {
 SHOWN = 10
 
 
-class PatientBiller(Biller):
-    """The auditor's biller, for long journals in which much may overflow.
-
-    Where it would copy all its books first, this one tries the record on books of that one VM.
-    """
-
-    def _whole_or_not(self, sequence: int, what: Batch | Started) -> None:
-        if self._may_overflow(what) and self._overflows(sequence, what):
-            self.books.bury(sequence, "metrics" if isinstance(what, Batch) else "started", "overflow")
-        elif isinstance(what, Batch):
-            self._batch(sequence, what)
-        else:
-            self._start(sequence, what)
-
-    def _overflows(self, sequence: int, what: Batch | Started) -> bool:
-        trial = Biller()
-        trial.rules, trial.books.clock = self.rules, deepcopy(self.books.clock)
-        if lives := self.sessions.get(what.vm_id):
-            trial.sessions[what.vm_id] = [*lives[:-1], deepcopy(lives[-1])]
-            # The one gap that can be taken back.
-            if (tail := lives[-1].tail) is not None and tail.gap is not None:
-                trial.books.gaps[tail.gap] = self.books.gaps[tail.gap]
-        if what.vm_id in self.meters:
-            trial.meters[what.vm_id] = deepcopy(self.meters[what.vm_id])
-        if what.vm_id in self.newest_samples:
-            trial.newest_samples[what.vm_id] = self.newest_samples[what.vm_id]
-        trial._whole_or_not(sequence, what)
-        return any(reason == "overflow" for *_, reason in trial.books.dead_letters)
-
-
 def journal_rows(data_dir: Path) -> Iterator[JournalRow]:
     """All rows in order, a few at a time in memory."""
     with closing(sqlite3.connect(data_dir / "journal.db")) as connection:
@@ -71,7 +39,7 @@ def complaints(data_dir: Path, accepted: Accepted) -> list[str]:
     """What is wrong with a stopped daemon's journal and ledger; nothing, it is hoped."""
     found = []
     journaled: Accepted = Counter()
-    biller = PatientBiller()
+    biller = Biller()
     for expected, row in enumerate(journal_rows(data_dir), 1):
         if row.sequence != expected:
             return [f"the journal has row {row.sequence} where {expected} should be"]

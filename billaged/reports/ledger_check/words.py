@@ -7,7 +7,7 @@ from typing import Final
 END_KINDS: Final = frozenset(("stop", "missed_stop", "vanished"))
 GAP_KINDS: Final = frozenset(("step", "start", "stop"))
 CAUSES: Final = frozenset(("step", "backfill", "start", "stop"))
-DEAD_LETTER_REASONS: Final = frozenset(("wrong_owner", "overflow"))
+DEAD_LETTER_REASONS: Final = frozenset(("wrong_owner", "overflow", "fold_failed"))
 SILENCE_REASONS: Final = frozenset(("silent_vm", "silent_host", "no_samples", "vanished", "billaged_down"))
 ANOMALY_KINDS: Final = frozenset(
     (
