@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from billaged.aggregator.worker import Aggregator
 from billaged.directory import DataDirectory
-from billaged.intake.journal import Journal
+from billaged.intake.journal import Journal, JournalRow, entry_of
 from billaged.intake.service import Intake
-from billaged.model.records import Tick
+from billaged.model.records import JournalEntry, Tick
 from billaged.model.time import MINUTE_NANOS, NANOS, Clock
 from billaged.telemetry.systemd import ServiceManager
 
@@ -23,6 +24,11 @@ _LOOK_AT_DISK_SECONDS: Final = 1.0
 _HEAD_SECONDS: Final = 3600.0
 # Looks in the time that the watchdog waits: a stall of half of it is always survived.
 _LOOKS_PER_WATCHDOG: Final = 4
+# What a start replays at once: few rows at first and after some that took long, twice as many after each that did not.
+_PIECE_ROWS_MIN: Final = 64
+_PIECE_SECONDS: Final = 1.0
+# So much of a replay is lost at most, and one piece, where the service manager ends a start that takes long.
+_REPLAY_FLUSH_SECONDS: Final = 10.0
 
 
 async def tick(intake: Intake, clock: Clock, interval_ns: int) -> None:
@@ -70,9 +76,9 @@ async def feed_watchdog(manager: ServiceManager, intake: Intake, aggregator: Agg
     stalled_looks = 0
     manager.alive()
     while True:
-        done = aggregator.folded_entries
+        done = aggregator.progress
         await asyncio.sleep(pause_seconds)
-        if not intake.in_flight or aggregator.folded_entries != done:
+        if not intake.in_flight or aggregator.progress != done:
             manager.alive()
             if stalled_looks > 1:
                 _log.warning("what waited gets on again")
@@ -103,3 +109,28 @@ async def tell_heads(journal: Journal) -> None:
     while True:
         tell_head(journal)
         await asyncio.sleep(_HEAD_SECONDS)
+
+
+def replay_pieces(
+    groups: Iterable[Sequence[JournalRow]], aggregator: Aggregator, clock: Clock, tell: Callable[[int], None]
+) -> Iterator[list[JournalEntry]]:
+    """The journal's groups, for ``aggregator.replay``: in pieces, and what is folded is committed in between.
+
+    A row may take a second. A start that is ended before it is done must not begin again where it began, or it would
+    do so for ever. ``tell`` hears before each piece up to which row it goes.
+    """
+    most = _PIECE_ROWS_MIN
+    flushed_ns = clock.monotonic_nanos()
+    for rows in groups:
+        at = 0
+        while at < len(rows):
+            piece = rows[at : at + most]
+            at += len(piece)
+            began_ns = clock.monotonic_nanos()
+            tell(piece[-1].sequence)
+            yield [entry_of(row) for row in piece]
+            now_ns = clock.monotonic_nanos()
+            most = 2 * most if now_ns - began_ns < _PIECE_SECONDS * NANOS else _PIECE_ROWS_MIN
+            if now_ns - flushed_ns >= _REPLAY_FLUSH_SECONDS * NANOS:
+                aggregator.flush()
+                flushed_ns = clock.monotonic_nanos()

@@ -24,7 +24,7 @@ from typing import Any, Final
 from billaged import __version__
 from billaged.aggregator.worker import Aggregator
 from billaged.archive import Archive
-from billaged.chores import feed_watchdog, tell_head, tell_heads, tick, watch_disk
+from billaged.chores import feed_watchdog, replay_pieces, tell_head, tell_heads, tick, watch_disk
 from billaged.directory import DataDirectory
 from billaged.doors.connect import ConnectDoor
 from billaged.doors.grpc_server import GrpcDoor
@@ -33,7 +33,6 @@ from billaged.doors.listening import room_for_connections
 from billaged.doors.watchers import Watchers
 from billaged.following import Following
 from billaged.intake.clock import ClockWatch
-from billaged.intake.journal import entry_of
 from billaged.intake.segments import FOLDER_NAME as SEGMENTS
 from billaged.intake.segments import Segments
 from billaged.intake.service import Intake
@@ -302,13 +301,15 @@ class Daemon:
         )
 
     def _not_in_ledger(self) -> Iterator[list[JournalEntry]]:
-        """The journal's groups to replay, each told to the service manager: a long replay is no start that hangs."""
+        """What to replay, piece by piece told to the service manager: a long replay is no start that hangs."""
         journal = self._stores.journal
-        for rows in journal.read(self._aggregator.position):
+
+        def tell(sequence: int) -> None:
             self._service_manager.waiting(
-                f"replaying the journal: at row {rows[-1].sequence} of {journal.position}", _REPLAY_STEP_SECONDS
+                f"replaying the journal: at row {sequence} of {journal.position}", _REPLAY_STEP_SECONDS
             )
-            yield [entry_of(row) for row in rows]
+
+        return replay_pieces(journal.read(self._aggregator.position), self._aggregator, self._clock, tell)
 
     async def _shut_down(self) -> None:
         self._stopping = True

@@ -29,9 +29,10 @@ def crowded(seed: int, length: int) -> list[Event]:
     """Points at each other's times, thresholds of seconds, other customers, jumps of weeks, counters at the edge."""
     chance = random.Random(seed)
     rules = [
-        Rules(gap_threshold_ns=seconds * SECOND_NS, bucket_ns=bucket_ns)
+        Rules(gap_threshold_ns=seconds * SECOND_NS, bucket_ns=bucket_ns, gap_thresholds=apart)
         for seconds in (5, 20, 900)
         for bucket_ns in (MINUTE_NS, HOUR_NS)
+        for apart in ((), (("a", 60 * SECOND_NS), ("b", 10 * SECOND_NS)))
     ]
     back, bounds = chance.choice((0.1, 0.3, 0.6)), chance.choice((0.05, 0.2, 0.4))
     wild, jumps = chance.choice((0, 0.05, 0.3)), chance.choice((0, 0, 0.02))
@@ -94,7 +95,10 @@ def with_closed_runs(seed: int, length: int) -> list[Event]:
     threshold = chance.choice((5, 60))
     now, value = EPOCH_NS, 1_000
     open_ns: list[int] = []
-    whats: list[What] = [Rules(gap_threshold_ns=threshold * SECOND_NS, bucket_ns=chance.choice((MINUTE_NS, HOUR_NS)))]
+    # The customer's, and that of all others.
+    apart, common = (("a", threshold * SECOND_NS),), chance.choice((threshold, 1, 900))
+    rules = Rules(gap_threshold_ns=common * SECOND_NS, bucket_ns=chance.choice((MINUTE_NS, HOUR_NS)))
+    whats: list[What] = [rules._replace(gap_thresholds=() if common == threshold else apart)]
 
     def batch(at_ns: int, value: int) -> Batch:
         counters = [max(0, value + number * chance.choice((0, 0, 1))) for number in range(5)]
@@ -124,6 +128,28 @@ def with_closed_runs(seed: int, length: int) -> list[Event]:
             at_ns = chance.choice(open_ns) + chance.randrange(-2 * threshold, 2 * threshold) * SECOND_NS // 2
             late = value + chance.choice((-200, -50, -10, 0, 3, 8, 20, 60, 200, 1_000))
             whats.append(chance.choice((*[batch(at_ns, late)] * 5, Stopped(_VM, at_ns), Started(_VM, "a", at_ns))))
+    return _events(whats)
+
+
+def calm(seed: int, length: int) -> list[Event]:
+    """A fleet whose counters rise: mostly folded over columns. Now and then a step is at somebody's threshold."""
+    chance = random.Random(seed)
+    apart = (("a", 60 * SECOND_NS), ("b", 600 * SECOND_NS))
+    rules = [Rules(300 * SECOND_NS, bucket_ns, gap_thresholds=apart) for bucket_ns in (MINUTE_NS, HOUR_NS)]
+    whats: list[What] = [chance.choice(rules)]
+    vms = [(f"vm-{number}", "abc"[number % 3]) for number in range(9)]
+    times, values = dict.fromkeys(vms, EPOCH_NS), dict.fromkeys(vms, 1_000)
+    while len(whats) < length:
+        if chance.random() < 0.01:
+            whats.append(chance.choice((*rules, Rules(60 * SECOND_NS), Tick(max(times.values()), SECOND_NS, False))))
+        vm_id, customer = vm = chance.choice(vms)
+        samples = []
+        for _ in range(chance.choice((1, 1, 3))):
+            edge_ns = chance.choice((60, 300, 600)) * SECOND_NS + chance.choice((0, 1))
+            times[vm] += edge_ns if chance.random() < 0.05 else chance.randrange(1, 60 * SECOND_NS)
+            values[vm] += chance.choice((0, 1, 999_999_937))
+            samples.append(Sample(times[vm], chance.choice((0, 7, 2**30 + 1)), *[values[vm]] * 5))
+        whats.append(Batch(vm_id, customer, samples))
     return _events(whats)
 
 

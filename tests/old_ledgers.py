@@ -13,6 +13,7 @@ from sqlalchemy import create_engine
 
 from billaged.ledger.database import _scripts
 from billaged.model.records import FoldRules
+from billaged.wire.codec import rules_to_json
 
 OLDER = ("0001", "0002")
 NEWEST = "0003"
@@ -35,7 +36,7 @@ def old_ledger(path: Path, schema: str, *, journal_id: str = "journal-1", rules:
         "window_number": 0,
         "window_start_ns": 0,
         # Only those in force, as it was then.
-        "rules": None if rules is None else json.dumps(rules._asdict()),
+        "rules": None if rules is None else json.dumps(rules_to_json(rules)),
         "clock": json.dumps(clock),
     }
     with closing(sqlite3.connect(path)) as connection, connection:

@@ -70,6 +70,7 @@ def test_env_can_be_fed_back() -> None:
     given = {
         "DATA_DIR": "/tmp/it's [red]\n\udcff",
         "GAP_THRESHOLD": "90m",
+        "GAP_THRESHOLDS": "batch-co=2h,a:b/c@d=1h30m",
         "SCORE_CPU_WEIGHT": "1.50",
         "DATABASE_URL": "postgresql://me:hunter2@db/b",
     }

@@ -18,7 +18,7 @@ from billaged.ledger.dump import dump
 from billaged.ledger.store import LedgerStore
 from billaged.model.quantity import REST_PER_MIB_SECOND, MemoryTime, ScoreWeights, Usage, resource_score
 from billaged.model.records import FoldRules, JournalEntry, Kind, MetricsBatch, Record, Tick, VmStarted, VmStopped
-from billaged.model.time import HOUR_NANOS, MINUTE_NANOS, NANOS
+from billaged.model.time import DAY_NANOS, HOUR_NANOS, MINUTE_NANOS, NANOS
 
 # A Friday at a full hour, UTC.
 EPOCH = 500_000 * HOUR_NANOS
@@ -119,6 +119,22 @@ def test_a_stop_bills_its_tail_and_a_later_sample_takes_it_back() -> None:
     assert session[6:8] == (None, None)
     assert session[15] == 90 * NANOS
     assert [row[2] for row in bill["anomalies"]] == ["contradicted_stop"]
+
+
+def test_a_wrong_clock_at_the_very_first_start_closes_no_gap_for_good() -> None:
+    entries = entries_of(
+        Tick(EPOCH + 400 * DAY_NANOS, 0, False),
+        VmStarted("vm", "acme", EPOCH),
+        batch("vm", (300, GIB)),
+        Tick(EPOCH + 6 * MINUTE_NANOS, MINUTE_NANOS, False),
+        *(batch("vm", (seconds, GIB)) for seconds in (3_900, 4_200, 4_500)),
+        Tick(EPOCH + 76 * MINUTE_NANOS, MINUTE_NANOS, False),
+        batch("vm", (900, GIB)),
+    )
+    for group in (1, None):
+        ledger = ledger_after(entries, group)
+        assert ledger["anomalies"] == []
+        assert ledger["sessions"][0][15:17] == (25 * MINUTE_NANOS, 50 * MINUTE_NANOS)
 
 
 def test_what_changes_a_closed_bucket_is_a_correction() -> None:

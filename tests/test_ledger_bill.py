@@ -7,6 +7,7 @@ flushes, evictions and crashes anywhere; the auditor reads the same journal alon
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from auditor.bill import Bill
@@ -16,12 +17,15 @@ from auditor.convert import to_entries, to_events
 from auditor.events import HOUR_NS, MINUTE_NS, SECOND_NS, Batch, Event, Rules, Sample, Started, Stopped, Tick, What
 from auditor.generator import journals, seeded_journal
 from auditor.machine import EPOCH_NS
-from dense_journals import crowded, with_closed_runs
+from dense_journals import calm, crowded, with_closed_runs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from billaged.aggregator import computing
 from billaged.aggregator.engine import Engine
 from billaged.aggregator.feeding import feed, take_up
+from billaged.aggregator.fold import Plan, plan
 from billaged.intake.journal import JournalRow, entry_of
 from billaged.ledger.database import open_for_writing
 from billaged.ledger.dump import dump
@@ -39,7 +43,7 @@ Dump = dict[str, list[tuple]]
 def within_settings(events: list[Event]) -> list[Event]:
     """The same journal with gap thresholds that can be set: memory x time of one measured step fits 64 bits then."""
     return [
-        event._replace(what=event.what._replace(gap_threshold_ns=min(event.what.gap_threshold_ns, THRESHOLD_MAX_NS)))
+        event._replace(what=event.what.with_thresholds_at_most(THRESHOLD_MAX_NS))
         if isinstance(event.what, Rules)
         else event
         for event in events
@@ -138,6 +142,26 @@ def test_the_ledger_is_the_auditors_bill_where_nearly_everything_touches(
         events = journal(seed, 80)
         ledger = ledger_of(events, SeededChooser(seed + 9))
         assert_billed_alike(events, ledger)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_folded_over_columns_is_the_auditors_bill(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hostile journals hardly ever are: this says that these ones are."""
+    events = calm(seed, 400)
+    over_columns = 0
+
+    def counting(*arguments: Any) -> tuple[Plan | None, NDArray[Any]]:
+        nonlocal over_columns
+        planned, left = plan(*arguments)
+        over_columns += 0 if planned is None else len(planned.steps.row)
+        return planned, left
+
+    monkeypatch.setattr(computing, "plan", counting)
+    ledger = ledger_of(events, SeededChooser(seed))
+    assert_billed_alike(events, ledger)
+    samples = sum(len(event.what.samples) for event in events if isinstance(event.what, Batch))
+    assert over_columns > samples / 3
+    assert {row["customer_id"] for row in Bill(ledger).rows("gaps")} >= {"a", "c"}
 
 
 def test_the_longest_measured_step_with_the_most_memory_is_exact() -> None:

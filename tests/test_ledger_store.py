@@ -26,6 +26,7 @@ from billaged.ledger.tables import metadata
 from billaged.model.errors import DurabilityLost, StorageError
 from billaged.model.records import FoldRules, JournalEntry, Kind, MetricsBatch, Record, Tick, VmStarted, VmStopped
 from billaged.model.time import HOUR_NANOS, MINUTE_NANOS, NANOS
+from billaged.wire.codec import rules_to_json
 
 EPOCH = 500_000 * HOUR_NANOS
 KINDS = {MetricsBatch: Kind.METRICS, VmStarted: Kind.STARTED, VmStopped: Kind.STOPPED, Tick: Kind.TICK}
@@ -94,7 +95,7 @@ def test_a_ledger_of_an_earlier_version_is_refused_and_left_alone(path: Path) ->
         engine = Engine(store.checkpoint())
         fold(engine, FoldRules(), sample("vm-1", 0))
         flush(engine, store)
-    change(path, f"UPDATE checkpoint SET rules = '{json.dumps(FoldRules()._asdict())}'")
+    change(path, f"UPDATE checkpoint SET rules = '{json.dumps(rules_to_json(FoldRules()))}'")
     with pytest.raises(StorageError, match=r"rules of an earlier version.*journal replay --into"):
         LedgerStore(open_for_writing(path), "journal-1")
     with closing(sqlite3.connect(path)) as connection:

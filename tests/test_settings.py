@@ -108,6 +108,21 @@ def test_fold_rules_follow_the_settings() -> None:
     assert rules == FoldRules(20 * MINUTE_NANOS, 5 * MINUTE_NANOS, 2 * HOUR_NANOS, 64, 100)
 
 
+def test_gap_thresholds_of_customers_have_one_form() -> None:
+    settings = load(GAP_THRESHOLDS="spiffe://a/b=90m, acme=30m,Acme = 8h").aggregation
+    assert settings.gap_thresholds == (
+        ("Acme", 8 * HOUR_NANOS),
+        ("acme", 30 * MINUTE_NANOS),
+        ("spiffe://a/b", 90 * MINUTE_NANOS),
+    )
+    assert settings.fold_rules() == FoldRules(gap_thresholds=settings.gap_thresholds)
+    # As the fold looks them up: sorted, whatever the order that they are given in.
+    turned = type(settings)(gap_thresholds=settings.gap_thresholds[::-1])
+    assert turned.fold_rules() == settings.fold_rules()
+    many = load(GAP_THRESHOLDS=",".join(f"customer-{number}=1s" for number in range(1_000)))
+    assert len(many.aggregation.fold_rules().gap_thresholds) == 1_000
+
+
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
@@ -134,6 +149,31 @@ def test_fold_rules_follow_the_settings() -> None:
         ("LEDGER_BUCKET", "7m", "7m does not divide 1h; it must be 1m to 1h, a divisor of 1h"),
         ("LEDGER_BUCKET", "2h", "2h is out of range; it must be 1m to 1h, a divisor of 1h"),
         ("GAP_THRESHOLD", "8h1s", "8h1s is out of range; it must be 1s to 8h"),
+        ("GAP_THRESHOLDS", "acme", "'acme' is no entry; write it like acme=30m, with commas between"),
+        ("GAP_THRESHOLDS", "acme=30m,", "'' is no entry; write it like acme=30m, with commas between"),
+        ("GAP_THRESHOLDS", "a=1m,b=9h", "'b=9h': 9h is out of range; it must be 1s to 8h"),
+        ("GAP_THRESHOLDS", "a=1m,b=20", "'b=20': '20' has no unit; did you mean 20s? It must be 1s to 8h"),
+        ("GAP_THRESHOLDS", "a=1m,a=1m", "'a=1m' is the second for 'a'; name each customer once"),
+        (
+            "GAP_THRESHOLDS",
+            "=30m",
+            "'=30m' names no customer: the id must not be empty; write it like acme=30m",
+        ),
+        (
+            "GAP_THRESHOLDS",
+            "a=b=30m",
+            "'a=b=30m' names no customer: the id may hold only letters, digits and ._:/@-; write it like acme=30m",
+        ),
+        (
+            "GAP_THRESHOLDS",
+            f"a=1m,{'a' * 256}=30m",
+            f"'{'a' * 60}…' names no customer: the id must not be longer than 255 bytes; write it like acme=30m",
+        ),
+        (
+            "GAP_THRESHOLDS",
+            ",".join(f"customer-{number}=1m" for number in range(1_001)),
+            "names 1,001 customers; it takes 1 to 1,000",
+        ),
         ("MIN_FREE_BYTES", "256MB", "'256MB' is not a size; write it like 1048576, 512KiB, 256MiB or 4GiB"),
         ("MAX_MESSAGE_BYTES", "1GiB", "1GiB is out of range; it must be 4KiB to 64MiB"),
         ("TLS_MODE", "plaintext", "'plaintext' is none of the choices; it must be spiffe, file or disabled"),

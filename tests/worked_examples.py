@@ -112,6 +112,9 @@ def _arrival(line: str) -> What:
             0, 0, 0,
         )  # fmt: skip
         return Batch(VM, customer, [sample])
+    if word == "threshold":
+        customer, _, length = more.removeprefix("of ").partition(" ")
+        return Rules(gap_thresholds=((customer, _length_ns(length)),))
     if word == "tick":
         return Tick(at_ns, _length_ns(more), False)
     if word == "heartbeat":

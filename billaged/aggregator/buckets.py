@@ -23,7 +23,7 @@ class BucketClock(NamedTuple):
     time_ns: int | None = None
     newest_sample_ns: int = 0
     waiting: tuple[tuple[int, int], ...] = ()
-    # The latest that the time has ever been.
+    # The latest that the time has ever been with a sample as new: nothing but a tick moves it, and never back.
     latest_ns: int | None = None
 
     def seeing(self, sample_ns: int) -> BucketClock:
@@ -48,5 +48,11 @@ class BucketClock(NamedTuple):
         edge = time_ns - time_ns % bucket_ns
         if edge > max(closed_through, waiting[-1][0] if waiting else 0):
             waiting.append((edge, 0))
-        latest_ns = time_ns if self.latest_ns is None else max(self.latest_ns, time_ns)
-        return BucketClock(closed_through, time_ns, self.newest_sample_ns, tuple(waiting), latest_ns)
+        return BucketClock(closed_through, time_ns, self.newest_sample_ns, tuple(waiting), self._latest_at(time_ns))
+
+    def _latest_at(self, time_ns: int) -> int | None:
+        # Nothing bounds the time of the first tick: alone, a wrong one would make all that comes too old to be kept.
+        if not self.newest_sample_ns:
+            return self.latest_ns
+        seen_ns = min(time_ns, self.newest_sample_ns)
+        return seen_ns if self.latest_ns is None else max(self.latest_ns, seen_ns)

@@ -68,8 +68,8 @@ def compute(entries: Sequence[JournalEntry], known: Known, *, only_metrics: bool
     planned: Plan | None = None
     if metrics:
         batches: list[MetricsBatch] = list(map(_record_of, metrics))
-        rules, closed_through_ns = known.moment.book[known.moment.rules], known.moment.closed_through_ns
-        planned, left = plan(known.columns, rules, closed_through_ns, batches, set(one_by_one))
+        book, closed_through_ns = known.moment.book, known.moment.closed_through_ns
+        planned, left = plan(known.columns, book, closed_through_ns, batches, set(one_by_one))
         for index in left.tolist():
             one_by_one[batches[index].vm_id].append(metrics[index])
     if planned is not None:

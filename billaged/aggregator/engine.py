@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from billaged.aggregator.book import Book
 from billaged.aggregator.buckets import BucketClock
 from billaged.aggregator.changes import Checkpoint, LedgerChanges, Row
 from billaged.aggregator.collecting import collect_effects
@@ -23,6 +24,7 @@ from billaged.aggregator.exchange import store_vm
 from billaged.aggregator.fold import apply
 from billaged.aggregator.persistence import fact_rows, restore, session_rows
 from billaged.aggregator.postings import Postings
+from billaged.aggregator.progress import Progress
 from billaged.aggregator.silence import Silence
 from billaged.aggregator.summary import SummaryBatch, close_window, of_finals
 from billaged.aggregator.timeline import KEPT_NANOS
@@ -55,11 +57,9 @@ class Engine:
         self.chain = checkpoint.chain
         self.window_number = checkpoint.window_number
         self.window_start_ns = checkpoint.window_start_ns
-        self.rules = checkpoint.rules or FoldRules()
+        self._book = Book(checkpoint.book, checkpoint.rules or FoldRules())
         self._rules_seen = checkpoint.rules is not None
-        # All rules so far, each once, and the place of those in force.
-        self._book = list(checkpoint.book) or [self.rules]
-        self._rules_number = self._book.index(self.rules)
+        self.progress = Progress()
         self.clock: BucketClock = checkpoint.clock
         # The lengths of all ticks.
         self.passed_ns = checkpoint.passed_ns
@@ -76,6 +76,11 @@ class Engine:
         self.gaps_seen = 0
         self.anomalies_seen = 0
         self.dead_letters_seen = 0
+
+    @property
+    def rules(self) -> FoldRules:
+        """Those in force."""
+        return self._book.rules
 
     @property
     def passed_seconds(self) -> int:
@@ -128,7 +133,7 @@ class Engine:
         self.clock = self.clock.after(tick, self.rules.bucket_ns)
         self.passed_ns += tick.length_ns
         anomalies = len(self.effects.anomalies)
-        self.silence.tick(self.columns, self.passed_seconds, self.rules, entry, self.effects)
+        self.silence.tick(self.columns, self.passed_seconds, self._book, entry, self.effects)
         self.anomalies_seen += len(self.effects.anomalies) - anomalies
         if (finals := self._finals_of(self.effects, replayed)) is not None:
             summaries.append(finals)
@@ -143,11 +148,8 @@ class Engine:
     def _change_rules(self, rules: FoldRules) -> None:
         # Postings in columns have one bucket length: those of the old one leave now.
         self._settle_postings()
-        self.rules = rules
         self._rules_seen = True
-        if rules not in self._book:
-            self._book.append(rules)
-        self._rules_number = self._book.index(rules)
+        self._book.put_in_force(rules)
 
     def _fold_run(
         self, entries: Sequence[JournalEntry], summaries: list[SummaryBatch], replayed: bool, *, only_metrics: bool
@@ -157,6 +159,9 @@ class Engine:
             return ()
         try:
             outcome = self._compute(entries, replayed, only_metrics=only_metrics)
+        except MemoryError:
+            # Not the entry's fault: another process folds it.
+            raise
         except Exception:  # noqa: BLE001 - a bug in the fold must not stop the bill of everybody else
             if len(entries) > 1:
                 # One of them is to blame. Nothing was written: look for it in either half.
@@ -194,7 +199,8 @@ class Engine:
     def _moment(self) -> Moment:
         latest_ns = self.clock.latest_ns
         horizon_ns = -INT64_MAX if latest_ns is None else latest_ns - KEPT_NANOS
-        return Moment(self._book, self._rules_number, self.clock.closed_through_ns, horizon_ns, self.passed_seconds)
+        closed_through_ns = self.clock.closed_through_ns
+        return Moment(self._book, closed_through_ns, horizon_ns, self.passed_seconds, self.progress)
 
     def _finals_of(self, effects: Effects, replayed: bool) -> SummaryBatch | None:
         if not effects.finals:
@@ -206,7 +212,7 @@ class Engine:
     def _write(self, outcome: Outcome) -> None:
         effects = outcome.effects
         if outcome.planned is not None:
-            apply(self.columns, outcome.planned, self._rules_number, self.passed_seconds)
+            apply(self.columns, outcome.planned, self._book.number, self.passed_seconds)
             for block in outcome.planned.blocks:
                 self._postings.add(block)
         for beat in outcome.beats:
@@ -248,7 +254,7 @@ class Engine:
         return len(self._postings) + len(self.effects)
 
     def checkpoint(self) -> Checkpoint:
-        rules, book = (self.rules, tuple(self._book)) if self._rules_seen else (None, ())
+        rules, book = (self.rules, tuple(self._book.every)) if self._rules_seen else (None, ())
         return Checkpoint(
             self.position,
             self.window_number,

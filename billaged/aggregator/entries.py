@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from billaged.aggregator.book import Book
 from billaged.aggregator.effects import Effects
 from billaged.aggregator.points import fold_samples, fold_start, fold_stop
+from billaged.aggregator.progress import Progress
 from billaged.aggregator.vm import Context, Vm
-from billaged.model.records import SAMPLE_WIDTH, FoldRules, JournalEntry, MetricsBatch, VmStarted, VmStopped
+from billaged.model.records import SAMPLE_WIDTH, JournalEntry, MetricsBatch, VmStarted, VmStopped
 from billaged.model.time import INT64_MAX
 
 WRONG_OWNER: Final = "wrong_owner"
@@ -20,12 +22,11 @@ _ORDINAL_MAX: Final = 2**31 - 1
 class Moment(NamedTuple):
     """What all entries between two barriers are folded under."""
 
-    # All rules so far, and the number of those in force.
-    book: Sequence[FoldRules]
-    rules: int
+    book: Book
     closed_through_ns: int
     horizon_ns: int
     passed_seconds: int
+    progress: Progress
 
 
 def fold_entries(vm: Vm, entries: Sequence[JournalEntry], moment: Moment, effects: Effects) -> Vm:
@@ -69,16 +70,19 @@ def _settle_timeline(vm: Vm, effects: Effects) -> None:
 
 def _fold_entry(vm: Vm, entry: JournalEntry, moment: Moment, effects: Effects) -> bool:
     """False where it belongs to another customer."""
+    record = entry.record
+    # Where the VM is another's the record changes no timeline, or begins one of its own customer's.
+    customer_id = record.customer_id if isinstance(record, MetricsBatch | VmStarted) else vm.customer_id
     context = Context(
         entry.sequence,
         entry.received_ns,
-        moment.book,
-        moment.rules,
+        moment.book.of(customer_id),
+        moment.book.number,
         moment.closed_through_ns,
         moment.horizon_ns,
         effects,
+        moment.progress,
     )
-    record = entry.record
     if isinstance(record, MetricsBatch):
         values = iter(record.samples)
         samples = sorted(zip(*[values] * SAMPLE_WIDTH, strict=True), key=lambda sample: sample[0])

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from billaged.aggregator.arithmetic import Int64, carry_memory, memory_time, proportion, segment_sums_memory
+from billaged.aggregator.book import Book
 from billaged.aggregator.columns import (
     NEWEST_START,
     NEWEST_STOP,
@@ -26,7 +27,7 @@ from billaged.aggregator.columns import (
     Columns,
 )
 from billaged.aggregator.postings import MEASURED, MIB, PEAK, REST, SAMPLES, VALUES_WIDTH, Block
-from billaged.model.records import COUNTERS, SAMPLE_WIDTH, FoldRules, MetricsBatch
+from billaged.model.records import COUNTERS, SAMPLE_WIDTH, MetricsBatch
 from billaged.model.time import HOUR_NANOS, INT64_MAX, NANOS
 
 _TIME: Final = 0
@@ -67,7 +68,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-    columns: Columns, rules: FoldRules, closed_through_ns: int, batches: Sequence[MetricsBatch], excluded: set[str]
+    columns: Columns, book: Book, closed_through_ns: int, batches: Sequence[MetricsBatch], excluded: set[str]
 ) -> tuple[Plan | None, NDArray[np.intp]]:
     """What these batches do, and the indexes of those that must be folded one VM at a time.
 
@@ -92,7 +93,7 @@ def plan(
             return None, every
 
     steps = _steps(columns, rows, ready, parts)
-    bad = _out_of_line(steps, rules, closed_through_ns)
+    bad = _out_of_line(columns, steps, book, closed_through_ns)
     bad |= _past_64_bits(columns, steps)
     if bad.any():
         bad_rows = np.unique(steps.row[bad])
@@ -104,7 +105,7 @@ def plan(
         return None, rest_of_them
     span = steps.time - steps.previous_time
     mib, rest = memory_time(steps.previous_memory, span)
-    return Plan(steps, mib, rest, _blocks(columns, rules.bucket_ns, steps, span, mib, rest)), rest_of_them
+    return Plan(steps, mib, rest, _blocks(columns, book.rules.bucket_ns, steps, span, mib, rest)), rest_of_them
 
 
 def _steps(columns: Columns, rows: NDArray[np.intp], ready: NDArray[np.bool_], parts: Sequence[Sequence[int]]) -> Steps:
@@ -165,11 +166,12 @@ def _highest(rows: Int64) -> Int64:
     return highest
 
 
-def _out_of_line(steps: Steps, rules: FoldRules, closed_through_ns: int) -> NDArray[np.bool_]:
+def _out_of_line(columns: Columns, steps: Steps, book: Book, closed_through_ns: int) -> NDArray[np.bool_]:
     """Steps that are not the common case: not forward, a gap, a decrease, past a mark, implausible, or into a closed
     bucket."""
-    span = steps.time - steps.previous_time
-    bad = (span <= 0) | (span > min(rules.gap_threshold_ns, _SPAN_MAX_NANOS)) | (steps.amounts[:, 0] < 0)
+    rules, span = book.rules, steps.time - steps.previous_time
+    longest = np.minimum(book.thresholds.of(columns, steps.row), _SPAN_MAX_NANOS)
+    bad = (span <= 0) | (span > longest) | (steps.amounts[:, 0] < 0)
     # Spans at or below the threshold are short enough that these products fit.
     allowed = np.where(bad, 0, span) + NANOS
     bad |= steps.amounts[:, 0] > rules.max_cores * allowed

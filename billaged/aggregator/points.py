@@ -22,6 +22,7 @@ def fold_samples(vm: Vm, customer_id: str, samples: list[Sample], context: Conte
     if samples:
         vm.customer_id = customer_id
     for item, sample in enumerate(samples):
+        context.progress.points += 1
         _fold_sample(vm, sample, item, context)
     return True
 
@@ -84,6 +85,7 @@ def fold_start(vm: Vm, customer_id: str, start_ns: int, context: Context) -> boo
         context.effects.tallies["duplicate_starts"] += 1
         return True
     vm.customer_id = customer_id
+    context.progress.points += 1
     if not _put(vm, Point("start", start_ns), context):
         vm.record(context, "late_start", start_ns, {"customer_id": customer_id})
     return True
@@ -111,6 +113,7 @@ def fold_stop(vm: Vm, stop_ns: int, context: Context) -> None:
     if _is_known_stop(vm, stop_ns, context):
         context.effects.tallies["duplicate_stops"] += 1
         return
+    context.progress.points += 1
     if _put(vm, Point("stop", stop_ns), context):
         return
     session = vm.session

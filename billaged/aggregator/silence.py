@@ -7,19 +7,22 @@ goes by the sum of the ticks' lengths, in whole seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from billaged.aggregator import columns as c
+from billaged.aggregator.arithmetic import Int64
+from billaged.aggregator.book import Book
 from billaged.aggregator.changes import LedgerWriter
 from billaged.aggregator.columns import LISTED, RUNNING, SILENT, UNHEARD, VANISHED, WAS_LISTED, Columns
 from billaged.aggregator.effects import Effects, InstanceRow, SilenceRow, canonical_json
 from billaged.aggregator.instances import Instance, Instances
 from billaged.aggregator.listings import Listings
+from billaged.aggregator.thresholds import Thresholds
 from billaged.aggregator.vanishing import vanish
-from billaged.model.records import FoldRules, Heartbeat, JournalEntry, Resumed
+from billaged.model.records import Heartbeat, JournalEntry, Resumed
 from billaged.model.time import NANOS
 
 # Each reason of a VM's silence, and its flag while that is open.
@@ -32,6 +35,7 @@ _FLAGS: Final = {
 _ALL_VMS: Final = ""
 
 Rows = NDArray[np.intp]
+Nanos = TypeVar("Nanos", int, Int64, Int64 | int)
 
 
 class Silence:
@@ -143,17 +147,15 @@ class Silence:
 
     # --- time passes -------------------------------------------------------------
 
-    def tick(
-        self, columns: Columns, passed_seconds: int, rules: FoldRules, entry: JournalEntry, effects: Effects
-    ) -> None:
+    def tick(self, columns: Columns, passed_seconds: int, book: Book, entry: JournalEntry, effects: Effects) -> None:
         """After a tick has moved the buckets' clock and its length was added: who is silent now, who has vanished."""
         if self._loaded:
             self._listings.compact()
             self._instances.share(_own_strings(columns))
             self._loaded = False
         self._find_silent_instances(columns, passed_seconds, entry, effects)
-        self._find_silent_vms(columns, passed_seconds - _seconds(rules.gap_threshold_ns), entry, effects)
-        self._find_vanished_vms(columns, passed_seconds - _seconds(rules.vanish_after_ns), entry, effects)
+        self._find_silent_vms(columns, passed_seconds, book.thresholds, entry, effects)
+        self._find_vanished_vms(columns, passed_seconds - _seconds(book.rules.vanish_after_ns), entry, effects)
 
     def _find_silent_instances(
         self, columns: Columns, passed_seconds: int, entry: JournalEntry, effects: Effects
@@ -170,8 +172,11 @@ class Silence:
             rows = rows[(columns.flags[rows] & RUNNING) != 0]
             self._open("silent_host", columns, rows[self._on_silent_hosts(columns, rows)], entry, effects)
 
-    def _find_silent_vms(self, columns: Columns, latest_seconds: int, entry: JournalEntry, effects: Effects) -> None:
-        rows = _unheard(columns, latest_seconds, RUNNING | SILENT, RUNNING)
+    def _find_silent_vms(
+        self, columns: Columns, passed_seconds: int, thresholds: Thresholds, entry: JournalEntry, effects: Effects
+    ) -> None:
+        rows = _unheard(columns, passed_seconds - _seconds(thresholds.lowest_ns), RUNNING | SILENT, RUNNING)
+        rows = rows[columns.heard[rows] <= passed_seconds - _seconds(thresholds.of(columns, rows))]
         if not len(rows):
             return
         columns.flags[rows] |= SILENT
@@ -227,7 +232,7 @@ def _own_strings(columns: Columns) -> Callable[[str], str]:
     return lambda vm_id: vm_id if (row := row_of.get(vm_id)) is None else vm_id_of[row]
 
 
-def _seconds(nanos: int) -> int:
+def _seconds(nanos: Nanos) -> Nanos:
     """Whole seconds that are no less."""
     return -(-nanos // NANOS)
 

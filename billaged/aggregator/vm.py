@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from billaged.aggregator.effects import Anomaly, Effects, canonical_json
 from billaged.aggregator.instant import Instant, Kept
+from billaged.aggregator.progress import Progress
 from billaged.aggregator.session import Session
 from billaged.aggregator.state import ENDED, RUNNING, State
 from billaged.aggregator.timeline import Timeline
@@ -26,7 +27,7 @@ class Context(NamedTuple):
 
     sequence: int
     received_ns: int
-    # All rules so far, and the number of those in force.
+    # All rules so far, as they are for the timeline's customer, and the number of those in force.
     book: Sequence[FoldRules]
     rules: int
     # Buckets that end at or before this are closed.
@@ -34,6 +35,7 @@ class Context(NamedTuple):
     # Instants before this are kept no more.
     horizon_ns: int
     effects: Effects
+    progress: Progress
 
 
 class Vm:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from billaged.aggregator.changes import (
@@ -24,15 +24,21 @@ from billaged.aggregator.changes import (
 from billaged.aggregator.columns import RUNNING
 from billaged.aggregator.engine import Engine
 from billaged.aggregator.feeding import feed, take_up
+from billaged.aggregator.glance import Glance
 from billaged.aggregator.summary import SummarySink
 from billaged.model.errors import BillagedError
-from billaged.model.records import FoldRules, JournalEntry
+from billaged.model.records import FoldRules, JournalEntry, Kind
 from billaged.model.time import NANOS, Clock
 
 _log = logging.getLogger("billaged.aggregator")
 
 # Fold at most this many entries at once, so that readers wait some milliseconds at most.
 _FOLD_ENTRIES: Final = 8_192
+# What may be slow: starts and stops move what is kept after them, and samples into the past are walked one by one.
+# So many of the one, so many payload bytes of the other: whoever asks whether the fold gets on hears it in time.
+_FOLD_BOUNDS: Final = 16
+_FOLD_BYTES: Final = 1 << 20
+_BOUNDS: Final = (Kind.STARTED, Kind.STOPPED)
 # Wait this long for company before folding fewer than this: small groups cost most.
 _GATHER_SECONDS: Final = 0.02
 _GATHER_ENTRIES: Final = 512
@@ -95,6 +101,8 @@ class Aggregator:
         self._engine = Engine(ledger.checkpoint())
         # Guards the engine: folding and collecting write, status reads.
         self._lock = threading.Lock()
+        self._status = Glance(self._lock, self._read_status)
+        self._by_customer = Glance(self._lock, self._engine.running_by_customer)
         # Guards the queue below; waits for entries, flushes and the end.
         self._wake = threading.Condition()
         self._queue: deque[Sequence[JournalEntry]] = deque()
@@ -125,6 +133,8 @@ class Aggregator:
         return count
 
     def start(self) -> None:
+        for first in (self._status, self._by_customer):
+            first.look()
         self._thread.start()
 
     # --- the way in --------------------------------------------------------------
@@ -190,42 +200,49 @@ class Aggregator:
         return vm_id in self._engine.columns.row_of
 
     def status(self) -> AggregatorStatus:
-        with self._lock:
-            engine = self._engine
-            return AggregatorStatus(
-                engine.running_vms(),
-                len(engine.columns),
-                len(engine.columns.customer_ids),
-                engine.position,
-                self._ledger_position,
-                engine.samples_folded,
-                engine.gaps_seen,
-                engine.anomalies_seen,
-                engine.dead_letters_seen,
-                engine.silence.open_by_reason(engine.columns),
-                engine.silence.silent_instances(),
-                engine.silence.heard_instances(),
-                engine.silence.oldest_heartbeat_ns(),
-                self._queued,
-                engine.clock.closed_through_ns,
-            )
+        """As it is, or was a moment ago where the fold is at something long."""
+        return self._status.look()
+
+    def _read_status(self) -> AggregatorStatus:
+        engine = self._engine
+        return AggregatorStatus(
+            engine.running_vms(),
+            len(engine.columns),
+            len(engine.columns.customer_ids),
+            engine.position,
+            self._ledger_position,
+            engine.samples_folded,
+            engine.gaps_seen,
+            engine.anomalies_seen,
+            engine.dead_letters_seen,
+            engine.silence.open_by_reason(engine.columns),
+            engine.silence.silent_instances(),
+            engine.silence.heard_instances(),
+            engine.silence.oldest_heartbeat_ns(),
+            self._queued,
+            engine.clock.closed_through_ns,
+        )
 
     def running_by_customer(self) -> Mapping[str, int]:
         """How many running VMs each customer has; those that have some."""
-        with self._lock:
-            return self._engine.running_by_customer()
+        return self._by_customer.look()
+
+    @property
+    def progress(self) -> int:
+        """Rises while the fold gets on, also within one entry."""
+        return self.folded_entries + self._engine.progress.points
 
     # --- the thread --------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             while not self._ended():
-                entries = self._next()
-                self._fold(entries)
-                self.folded_bytes += sum([len(entry.payload) for entry in entries])
-                self.folded_entries += len(entries)
-                if self._clock.monotonic_nanos() >= self._flush_due_ns or self._engine.waiting_rows() > _FLUSH_ROWS:
-                    self.flush()
+                for entries in _pieces(self._next()):
+                    self._fold(entries)
+                    self.folded_bytes += sum([len(entry.payload) for entry in entries])
+                    self.folded_entries += len(entries)
+                    if self._clock.monotonic_nanos() >= self._flush_due_ns or self._engine.waiting_rows() > _FLUSH_ROWS:
+                        self.flush()
             self.flush()
         except BaseException as error:
             self._on_fatal(error)
@@ -277,6 +294,19 @@ class Aggregator:
             self._engine.evict_ended()
         ended = self._clock.monotonic_nanos()
         self._flush_due_ns = ended + max(self._flush_interval_ns, _FLUSH_REST * (ended - began))
+
+
+def _pieces(entries: Sequence[JournalEntry]) -> Iterator[Sequence[JournalEntry]]:
+    """In order, at least one; the bill does not depend on where they are cut."""
+    begun, bounds, size = 0, 0, 0
+    for index, entry in enumerate(entries):
+        bounds += entry.kind in _BOUNDS
+        size += len(entry.payload)
+        if bounds >= _FOLD_BOUNDS or size >= _FOLD_BYTES:
+            yield entries[begun : index + 1]
+            begun, bounds, size = index + 1, 0, 0
+    if begun < len(entries) or not entries:
+        yield entries[begun:]
 
 
 def _tell_of_trouble(changes: LedgerChanges) -> None:

@@ -16,6 +16,7 @@ from billaged.aggregator.changes import Checkpoint
 from billaged.ledger import tables as t
 from billaged.model.errors import StorageError
 from billaged.model.records import CHAIN_BYTES, FoldRules
+from billaged.wire.codec import rules_from_json
 
 RESTORE_OR_FOLD: Final = (
     "Restore a backup of the ledger, or fold the journal anew with 'billaged journal replay --into NEW' and put that in"
@@ -128,10 +129,13 @@ def _rules_saved(text: str) -> dict[str, Any]:
 
 def _checked_rules(saved: object, text: str) -> FoldRules:
     try:
-        rules = FoldRules(**saved) if isinstance(saved, dict) else None
+        rules = rules_from_json(saved) if isinstance(saved, dict) else None
     except TypeError as error:
         raise _damaged("rules", text) from error
-    if rules is None or not all(type(value) is int and value > 0 for value in rules):
+    if rules is None:
+        raise _damaged("rules", text)
+    *numbers, thresholds = rules
+    if not all(type(value) is int and value > 0 for value in [*numbers, *dict(thresholds).values()]):
         raise _damaged("rules", text)
     return rules
 

@@ -23,6 +23,7 @@ from billaged.ledger.forgetting import Forgetting
 from billaged.model.errors import DurabilityLost, StorageError
 from billaged.model.quantity import REST_PER_MIB_SECOND
 from billaged.model.records import COUNTER_FIELDS, FoldRules
+from billaged.wire.codec import rules_to_json
 
 _PART: Final = 0
 _ASK_VMS: Final = 500
@@ -103,10 +104,15 @@ class LedgerStore:
 
     def _advance(self, connection: Connection, changes: LedgerChanges) -> None:
         """Move the checkpoint first: whoever cannot is not the ledger's writer any more."""
+        before, after = self._checkpoint, changes.checkpoint
+        values = _columns_of(after)
+        # A book may have thousands of customers: it is not written again each second.
+        if (after.rules, after.book) != (before.rules, before.book):
+            values["rules"] = None if after.rules is None else _rules_text(after.rules, after.book)
         moved = connection.execute(
             update(t.checkpoint)
             .where(t.checkpoint.c.epoch == self._epoch, t.checkpoint.c.position == changes.before)
-            .values(_columns_of(changes.checkpoint))
+            .values(values)
         )
         if moved.rowcount != 1:
             raise StorageError(
@@ -239,11 +245,11 @@ def _write(connection: Connection, changes: LedgerChanges) -> None:
 
 
 def _columns_of(checkpoint: Checkpoint) -> dict[str, object]:
+    """All but the rules."""
     return {
         "position": checkpoint.position,
         "window_number": checkpoint.window_number,
         "window_start_ns": checkpoint.window_start_ns,
-        "rules": None if checkpoint.rules is None else _rules_text(checkpoint.rules, checkpoint.book),
         "clock": json.dumps(checkpoint.clock._asdict()),
         "chain": checkpoint.chain or None,
         "passed_ns": checkpoint.passed_ns,
@@ -253,4 +259,4 @@ def _columns_of(checkpoint: Checkpoint) -> dict[str, object]:
 def _rules_text(rules: FoldRules, book: Sequence[FoldRules]) -> str:
     """All of them, and the place of those in force."""
     every = list(book) or [rules]
-    return json.dumps({"now": every.index(rules), "all": [each._asdict() for each in every]})
+    return json.dumps({"now": every.index(rules), "all": [rules_to_json(each) for each in every]})

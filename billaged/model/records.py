@@ -8,6 +8,7 @@ gives the same ledger, whenever and wherever it is folded.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -105,6 +106,15 @@ class FoldRules(NamedTuple):
     # plus a second.
     max_cores: int = 256
     max_gigabytes_per_second: int = 50
+    # Customers with a gap threshold of their own, and that: each customer once, by id.
+    gap_thresholds: tuple[tuple[str, int], ...] = ()
+
+    def gap_threshold_of(self, customer_id: str) -> int:
+        """The gap threshold of this customer's VMs, in ns."""
+        at = bisect_left(self.gap_thresholds, (customer_id,))
+        if at < len(self.gap_thresholds) and self.gap_thresholds[at][0] == customer_id:
+            return self.gap_thresholds[at][1]
+        return self.gap_threshold_ns
 
 
 class Resumed(NamedTuple):

@@ -9,11 +9,11 @@ from billaged.ledger.reader import LedgerReader
 from billaged.ledger.views import Outside, Session, Span, Subject
 from billaged.model.quantity import Usage
 from billaged.model.records import COUNTER_FIELDS
-from billaged.model.time import INT64_MAX, NANOS, format_instant
+from billaged.model.time import INT64_MAX, exact_seconds, format_instant
 from billaged.reports.errors import NotInLedger
 from billaged.reports.reasons import REPORTED, Reasons
 from billaged.reports.sheet import Column, Record, Sheet
-from billaged.reports.units import exact_seconds, human_bytes, human_duration, human_instant
+from billaged.reports.units import human_bytes, human_duration, human_instant, human_seconds
 from billaged.reports.vms import pending_ns
 
 State = Literal["closed", "reported", "pending", "outside"]
@@ -105,7 +105,8 @@ def gap_lines(reader: LedgerReader, subject: Subject, span: Span, now_ns: int) -
 
 
 def _is_silent(session: Session, reasons: Reasons, reader: LedgerReader, now_ns: int) -> bool:
-    return session.vm_id in reasons.silent_vms or pending_ns(session, now_ns) > reader.rules.gap_threshold_ns
+    threshold_ns = reader.rules.gap_threshold_of(session.customer_id)
+    return session.vm_id in reasons.silent_vms or pending_ns(session, now_ns) > threshold_ns
 
 
 def _outside_line(outside: Outside, now_ns: int, instances: tuple[str, ...]) -> GapLine:
@@ -187,7 +188,7 @@ def _cells(line: GapLine) -> list[str]:
     counters = [""] * len(COUNTER_FIELDS)
     if line.usage is not None:
         counters = [human_bytes(getattr(line.usage, name)) for name in COUNTER_FIELDS]
-        counters[0] = f"{line.usage.cpu_time_ns / NANOS:,.2f} s"
+        counters[0] = human_seconds(line.usage.cpu_time_ns)
     return [
         line.state,
         line.kind or "",

@@ -11,6 +11,7 @@ from pydantic import SecretStr, model_validator
 from billaged.model.quantity import GIB, MIB, ScoreWeights
 from billaged.model.records import FoldRules
 from billaged.model.time import DAY_NANOS, HOUR_NANOS, MINUTE_NANOS, NANOS
+from billaged.settings.customer_durations import CustomerDurations
 from billaged.settings.kinds import (
     Choice,
     Duration,
@@ -233,6 +234,11 @@ class Aggregation(Section):
     gap_threshold_ns: Annotated[int, Variable("GAP_THRESHOLD"), Duration("1s", "8h")] = 15 * MINUTE_NANOS
     """Longest step between two samples that counts as measured. A longer one is a gap: its memory is not billed."""
 
+    gap_thresholds: Annotated[
+        tuple[tuple[str, int], ...] | None, Variable("GAP_THRESHOLDS"), CustomerDurations("1s", "8h")
+    ] = None
+    """Customers with a gap threshold of their own: `acme=30m,batch-co=2h`. For all others it is `GAP_THRESHOLD`."""
+
     vanish_after_ns: Annotated[int, Variable("VANISH_AFTER"), Duration("1m", "8760h")] = HOUR_NANOS
     """How long a VM is taken for running that an instance listed, none lists any more, and that sends nothing."""
 
@@ -256,6 +262,7 @@ class Aggregation(Section):
             vanish_after_ns=self.vanish_after_ns,
             max_cores=self.max_cores,
             max_gigabytes_per_second=self.max_gigabytes_per_second,
+            gap_thresholds=self.gap_thresholds or (),
         )
 
 
@@ -305,7 +312,8 @@ class Log(Section):
     `billaged.summary=warning,billaged.audit=error`."""
 
     audit_file: Annotated[Path | None, Variable("LOG_AUDIT_FILE"), File()] = None
-    """Where the audit log goes (JSON lines, made with mode 0600, opened again on SIGHUP) instead of into the log."""
+    """Where the audit log goes (JSON lines, made with mode 0600, opened again on SIGHUP) instead of into the log.
+    `billaged.service` may write below `/var/log/billaged`: `/var/log/billaged/audit.log` is rotated there."""
 
     def levels_by_logger(self) -> dict[str, str]:
         """What `levels` says."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable
-from typing import Final, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -75,6 +75,27 @@ def possible_gap_from_message(message: pb.NotifyPossibleGapRequest) -> PossibleG
     return PossibleGap(message.vm_id, message.last_sent, message.resume_time)
 
 
+def rules_to_json(rules: FoldRules) -> dict[str, Any]:
+    """The rules as an object for JSON, in the journal and in the ledger."""
+    fields = rules._asdict()
+    # Left out where there are none: such rules read as they always did, also by what was written before.
+    if thresholds := dict(fields.pop("gap_thresholds")):
+        fields["gap_thresholds"] = thresholds
+    return fields
+
+
+def rules_from_json(fields: Mapping[str, Any]) -> FoldRules:
+    """The way back.
+
+    Raises:
+        TypeError: these are no rules.
+    """
+    thresholds = fields.get("gap_thresholds", {})
+    if not isinstance(thresholds, dict):
+        raise TypeError(f"gap thresholds are no object: {thresholds!r}")
+    return FoldRules(**{**fields, "gap_thresholds": tuple(sorted(thresholds.items()))})
+
+
 Message = TypeVar("Message")
 
 
@@ -96,7 +117,7 @@ _DECODERS: Final[dict[Kind, Callable[[bytes], Record]]] = {
     Kind.STOPPED: _decoder(pb.NotifyVmStoppedRequest.FromString, stopped_from_message),
     Kind.POSSIBLE_GAP: _decoder(pb.NotifyPossibleGapRequest.FromString, possible_gap_from_message),
     Kind.TICK: lambda payload: Tick(**json.loads(payload)),
-    Kind.RULES: lambda payload: FoldRules(**json.loads(payload)),
+    Kind.RULES: lambda payload: rules_from_json(json.loads(payload)),
     Kind.RESUMED: lambda payload: Resumed(**json.loads(payload)),
 }
 
@@ -128,4 +149,5 @@ def decode(kind: Kind, payload: bytes) -> Record:
 
 def encode_own(record: Tick | FoldRules | Resumed) -> bytes:
     """The journal payload of one of the daemon's own records."""
-    return json.dumps(record._asdict(), separators=(",", ":")).encode()
+    fields = rules_to_json(record) if isinstance(record, FoldRules) else record._asdict()
+    return json.dumps(fields, separators=(",", ":")).encode()

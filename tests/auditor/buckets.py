@@ -49,7 +49,7 @@ class BucketClock:
     def __init__(self) -> None:
         # What is taken for the time: a tick's, but no later than ticks and samples make it.
         self.now_ns: int | None = None
-        # The latest that it has ever been.
+        # The latest that it has ever been, as far as a sample was as new.
         self.latest_ns: int | None = None
         self.newest_sample_ns: int | None = None
         # Edges that a tick saw ended and that are not closed yet, and the ticks' length since then.
@@ -63,7 +63,9 @@ class BucketClock:
 
     def tick(self, tick: Tick, bucket_ns: int) -> None:
         self.now_ns = self._believed(tick)
-        self.latest_ns = self.now_ns if self.latest_ns is None else max(self.latest_ns, self.now_ns)
+        if self.newest_sample_ns is not None:
+            shown_ns = min(self.now_ns, self.newest_sample_ns)
+            self.latest_ns = shown_ns if self.latest_ns is None else max(self.latest_ns, shown_ns)
         for edge in list(self.waited_ns):
             if edge > self.now_ns:
                 del self.waited_ns[edge]

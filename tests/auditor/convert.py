@@ -49,7 +49,9 @@ def _own(what: Tick | Rules | Resumed) -> records.Tick | records.FoldRules | rec
     """What the daemon itself writes."""
     if isinstance(what, Tick):
         return records.Tick(*what)
-    return records.Resumed(*what) if isinstance(what, Resumed) else records.FoldRules(*what)
+    if isinstance(what, Resumed):
+        return records.Resumed(*what)
+    return records.FoldRules(*what)._replace(gap_thresholds=tuple(sorted(what.gap_thresholds)))
 
 
 def to_entry(event: Event) -> records.JournalEntry:

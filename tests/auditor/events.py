@@ -78,6 +78,19 @@ class Rules(NamedTuple):
     max_cores: int = 256
     # 10^9 bytes a second, so bytes a nanosecond.
     max_gigabytes_per_second: int = 50
+    # Customers with a gap threshold of their own, each with that.
+    gap_thresholds: tuple[tuple[str, int], ...] = ()
+
+    def for_customer(self, customer_id: str) -> Rules:
+        """The rules that this customer's VMs are billed by."""
+        return self._replace(
+            gap_threshold_ns=dict(self.gap_thresholds).get(customer_id, self.gap_threshold_ns), gap_thresholds=()
+        )
+
+    def with_thresholds_at_most(self, nanos: int) -> Rules:
+        """The same rules with no gap threshold beyond that."""
+        apart = tuple((customer_id, min(own_ns, nanos)) for customer_id, own_ns in self.gap_thresholds)
+        return self._replace(gap_threshold_ns=min(self.gap_threshold_ns, nanos), gap_thresholds=apart)
 
 
 class Resumed(NamedTuple):

@@ -103,6 +103,10 @@ class Fleet:
         self._sequence += 1
         return Event(self._sequence, self._wall_ns, self._chooser.pick(CALLERS), what)
 
+    def _rules_of(self, machine: Machine) -> Rules:
+        """Where its edges are."""
+        return self._rules.for_customer(machine.customer_id)
+
     def _batch(self, machine: Machine, samples: list[Sample]) -> Batch:
         batch = Batch(machine.vm_id, machine.customer_id, samples)
         machine.batches.append(batch)
@@ -112,18 +116,18 @@ class Fleet:
     def _sampled(self, machine: Machine) -> Batch:
         """In order, as a good sender does it."""
         count = self._chooser.pick((1, 1, 1, 2, 5))
-        return self._batch(machine, [machine.next_sample(self._rules) for _ in range(count)])
+        return self._batch(machine, [machine.next_sample(self._rules_of(machine)) for _ in range(count)])
 
     def _mixed(self, machine: Machine) -> Batch:
         """Unsorted, with strays in between."""
-        samples = [machine.next_sample(self._rules) for _ in range(self._chooser.between(0, 3))]
+        samples = [machine.next_sample(self._rules_of(machine)) for _ in range(self._chooser.between(0, 3))]
         for _ in range(self._chooser.between(1, 3)):
-            samples.insert(self._chooser.between(0, len(samples)), machine.stray_sample(self._rules))
+            samples.insert(self._chooser.between(0, len(samples)), machine.stray_sample(self._rules_of(machine)))
         return self._batch(machine, samples[:: self._chooser.pick((1, -1))])
 
     def _in_disorder(self, machine: Machine) -> Batch:
         """The newest first, and the others in a batch to come."""
-        samples = [machine.next_sample(self._rules) for _ in range(self._chooser.between(2, 5))]
+        samples = [machine.next_sample(self._rules_of(machine)) for _ in range(self._chooser.between(2, 5))]
         self._held[machine.vm_id] = samples[:-1]
         return self._batch(machine, samples[-1:])
 
@@ -151,7 +155,9 @@ class Fleet:
         return batch
 
     def _started(self, machine: Machine) -> Started:
-        start_ns = self._chooser.pick((machine.some_time(self._rules),) * 12 + (1, EPOCH_NS - 400 * 24 * HOUR_NS))
+        start_ns = self._chooser.pick(
+            (machine.some_time(self._rules_of(machine)),) * 12 + (1, EPOCH_NS - 400 * 24 * HOUR_NS)
+        )
         machine.starts_ns.append(start_ns)
         machine.down = False
         machine.now_ns = max(machine.now_ns, self._chooser.pick((start_ns, machine.now_ns)))
@@ -163,7 +169,7 @@ class Fleet:
         return Started(machine.vm_id, owner, start_ns)
 
     def _stopped(self, machine: Machine) -> Stopped:
-        stop_ns = machine.some_time(self._rules)
+        stop_ns = machine.some_time(self._rules_of(machine))
         machine.stops_ns.append(stop_ns)
         machine.down = self._chooser.pick((True, False))
         machine.now_ns = max(machine.now_ns, self._chooser.pick((stop_ns, machine.now_ns)))
@@ -213,12 +219,15 @@ class Fleet:
 
     def _ruled(self, _: Machine) -> Rules:
         bucket_ns = self._chooser.pick(_BUCKETS_NS)
+        # A measured step crosses many buckets, but not so many that runs get slow.
+        common_ns, apart_ns = (min(self._chooser.pick(_THRESHOLDS_NS), 100 * bucket_ns) for _ in range(2))
+        both = ((CUSTOMERS[0], apart_ns), (CUSTOMERS[1], SECOND_NS))
         self._rules = Rules(
-            # A measured step crosses many buckets, but not so many that runs get slow.
-            gap_threshold_ns=min(self._chooser.pick(_THRESHOLDS_NS), 100 * bucket_ns),
+            gap_threshold_ns=common_ns,
             bucket_ns=bucket_ns,
             vanish_after_ns=self._chooser.pick((HOUR_NS, HOUR_NS, 10 * MINUTE_NS, SECOND_NS)),
             max_cores=self._chooser.pick((256, 1, 16)),
             max_gigabytes_per_second=self._chooser.pick((50, 1)),
+            gap_thresholds=self._chooser.pick(((), (), ((CUSTOMERS[0], apart_ns),), both)),
         )
         return self._rules

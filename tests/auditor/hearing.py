@@ -77,7 +77,7 @@ class Hearing:
             self._hear_instance(sequence, instance_id, running)
         for vm in running:
             quiet_ns = (self.seconds - vm.heard_seconds) * SECOND_NS
-            if not vm.silent and quiet_ns >= rules.gap_threshold_ns:
+            if not vm.silent and quiet_ns >= rules.for_customer(vm.timeline.customer_id).gap_threshold_ns:
                 vm.silent = True
                 self._open(sequence, vm, self._reason(vm.vm_id))
         return self._vanish(sequence, rules, running)

@@ -143,7 +143,7 @@ def test_the_timeline_always_is_what_one_walk_from_its_beginning_says() -> None:
 def walked_anew(timeline: Timeline) -> list[object]:
     state, states = timeline.begin, []
     for instant in timeline.instants:
-        state = walk(state, instant, timeline.implicit_ordinal or 0).after
+        state = walk(state, instant, timeline.implicit_ordinal or 0, "acme").after
         states.append(state)
     return list(states)
 

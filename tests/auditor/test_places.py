@@ -152,15 +152,26 @@ def test_a_sample_at_a_kept_instant_is_the_same_or_in_conflict(again: Sample, ta
 def test_what_is_older_than_35_days_of_the_folds_time_is_not_kept() -> None:
     for days, found in ((35, []), (35 + 1 / 86_400, ["late"])):
         journal = Journal().samples(sample(0)).samples(sample(86_400)).samples(sample(86_460)).samples(sample(86_520))
-        journal.tick(days * 86_400, 60)
+        journal.add(_elsewhere(days * 86_400)).tick(days * 86_400, 60)
         # A tick of before does not bring it back.
         journal.tick(0, 60)
         assert kinds(journal.samples(sample(-5))) == found
     # The newest two are kept always, and the link between them is open.
-    journal = (
-        Journal().samples(sample(0)).samples(sample(60)).tick(99 * 86_400, 60).samples(sample(30)).samples(sample(-1))
-    )
-    assert kinds(journal) == ["late"]
+    journal = Journal().samples(sample(0)).samples(sample(60)).add(_elsewhere(99 * 86_400)).tick(99 * 86_400, 60)
+    assert kinds(journal.samples(sample(30)).samples(sample(-1))) == ["late"]
+
+
+def test_a_tick_makes_nothing_old_that_no_sample_is_newer_than() -> None:
+    """Nothing bounds the first tick's time: a clock wrong at the very first start would forget all that comes."""
+    journal = Journal().tick(400 * 86_400, 0).start(0).samples(sample(300)).tick(360, 60)
+    journal.samples(*(sample(seconds) for seconds in (3_900, 4_200, 4_500))).tick(4_560, 60)
+    assert kinds(journal.samples(sample(900))) == []
+    assert (journal.session()["measured_ns"], journal.session()["gap_ns"]) == (1_500 * SECOND_NS, 3_000 * SECOND_NS)
+
+
+def _elsewhere(seconds: float) -> Batch:
+    """Another VM is sampled."""
+    return Batch("vm-other", "acme", [sample(seconds)])
 
 
 def fold(events: list[What]) -> Biller:

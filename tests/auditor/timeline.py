@@ -30,6 +30,9 @@ class Put(NamedTuple):
 class Timeline:
     """``begin`` is the state before the first instant; no point may lie before the floor."""
 
+    # Stops alone are nobody's.
+    customer_id = ""
+
     def __init__(self, floor_ns: int, begin: State) -> None:
         self.floor_ns = floor_ns
         self.begin = begin
@@ -46,6 +49,7 @@ class Timeline:
         other = Timeline(self.floor_ns, self.begin)
         other.instants, other.walked = list(self.instants), list(self.walked)
         other.implicit_ordinal, other.following = self.implicit_ordinal, self.following
+        other.customer_id = self.customer_id
         return other
 
     @property
@@ -86,7 +90,7 @@ class Timeline:
 
     def _append(self, point: Point, rules: Rules, free_ordinal: int) -> Put:
         instant = Instant(point.time_ns, rules).with_point(point, free_ordinal)
-        walked = walk(self.state, instant, self.implicit_ordinal or free_ordinal)
+        walked = walk(self.state, instant, self.implicit_ordinal or free_ordinal, self.customer_id)
         notable = walked.billed.notable
         open_link = (
             not self.instants
@@ -114,7 +118,7 @@ class Timeline:
         walked: list[Walked] = []
         state = self._before(index)
         for number, instant in enumerate(instants):
-            walked.append(walk(state, instant, self.implicit_ordinal or free_ordinal))
+            walked.append(walk(state, instant, self.implicit_ordinal or free_ordinal, self.customer_id))
             # The instant that it was before, if it was one, and the link into it.
             at = index + number - new
             if at >= index:

@@ -75,6 +75,7 @@ class Visit:
 
     def _put(self, item: int, point: Point) -> Put:
         vm, before = self.vm, self.vm.timeline.state
+        vm.timeline.customer_id = self.draft.customer_id
         put = vm.timeline.put(point, self._rules, self._latest_ns, vm.free_ordinal)
         if put.is_newest:
             if vm.vanished and before.life is not None and point.sort == "sample":

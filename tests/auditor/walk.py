@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from auditor.billed import Amounts, Billed, Record
-from auditor.events import COUNTER_NAMES, SECOND_NS, Sample
+from auditor.events import COUNTER_NAMES, SECOND_NS, Rules, Sample
 from auditor.instant import Instant
 from auditor.state import Life, Span, State
 from auditor.text import canonical_json
@@ -18,9 +18,9 @@ class Walked(NamedTuple):
     billed: Billed
 
 
-def walk(before: State, instant: Instant, implicit_ordinal: int) -> Walked:
-    """Over all points of an instant. ``implicit_ordinal`` is for a sample that opens a session."""
-    walker = _Walker(before, instant, implicit_ordinal)
+def walk(before: State, instant: Instant, implicit_ordinal: int, customer_id: str) -> Walked:
+    """Over all points of an instant of this customer's. ``implicit_ordinal`` is for a sample that opens a session."""
+    walker = _Walker(before, instant, implicit_ordinal, instant.rules.for_customer(customer_id))
     acts = {"start": walker.start, "sample": walker.sample, "stop": walker.stop}
     for sort in instant.order(running=before.running):
         acts[sort]()
@@ -28,11 +28,12 @@ def walk(before: State, instant: Instant, implicit_ordinal: int) -> Walked:
 
 
 class _Walker:
-    def __init__(self, before: State, instant: Instant, implicit_ordinal: int) -> None:
+    def __init__(self, before: State, instant: Instant, implicit_ordinal: int, rules: Rules) -> None:
         self.state = before
         self.billed = Billed()
         self._instant = instant
         self._implicit_ordinal = implicit_ordinal
+        self._rules = rules
 
     def start(self) -> None:
         life, t = self.state.life, self._instant.time_ns
@@ -64,7 +65,7 @@ class _Walker:
         elif life.end_ns is not None:
             self._record("extra_stop", t, {"end_ns": life.end_ns})
         else:
-            tail = Span(life.last_ns, t, None if newest is None else newest.memory_bytes, self._instant.rules)
+            tail = Span(life.last_ns, t, None if newest is None else newest.memory_bytes, self._rules)
             self.billed.span(self.state.ordinal, tail, NOTHING, "stop")
             self.state = replace(self.state, tail=tail)
             self._live(life._replace(end_ns=t, end_kind="stop"))
@@ -94,7 +95,7 @@ class _Walker:
                 self._record("counter_reset", sample.time_ns, {"counters": fallen})
             amounts = tuple(meter.ordinary_amount(value) for meter, value in pairs)
         memory_bytes = None if newest is None else newest.memory_bytes
-        span = Span(life.last_ns, sample.time_ns, memory_bytes, self._instant.rules)
+        span = Span(life.last_ns, sample.time_ns, memory_bytes, self._rules)
         self.billed.span(self.state.ordinal, span, self._capped(span, amounts), "start" if first else "step")
         self._accept(sample, life._replace(last_ns=sample.time_ns), first=first)
 
@@ -118,7 +119,7 @@ class _Walker:
         meters = tuple(meter.after_first(value) if first else meter.after(value) for meter, value in pairs)
         self.state = replace(self.state, meters=meters, newest=sample)
         self._live(life)
-        self.billed.count(self.state.ordinal, sample, self._instant.rules)
+        self.billed.count(self.state.ordinal, sample, self._rules)
 
     def _live(self, life: Life) -> None:
         self.state = replace(self.state, life=life)

@@ -205,8 +205,19 @@ class Daemon:
             vanish_after_ns=chance.choice((1, 1, 4)) * HOUR_NS,
             max_cores=chance.choice((256, 256, 256, 4)),
             max_gigabytes_per_second=chance.choice((50, 50, 50, 1)),
+            gap_thresholds=self._some_thresholds(),
         )
         self._put_own(self.rules)
+
+    def _some_thresholds(self) -> tuple[tuple[str, int], ...]:
+        """Customers with a gap threshold of their own: none, one, or several."""
+        chance = self._chance
+        count = min(chance.choice((0, 0, 1, 2)), self._plan.customers)
+        self.seen["thresholds of customers"] += count
+        return tuple(
+            (customer_id, chance.choice((3, 20, 120)) * MINUTE_NS)
+            for customer_id in chance.sample(self._plan.customer_ids, count)
+        )
 
     def _end(self) -> None:
         """A stop, or a crash that loses what was not committed and what was not flushed."""

@@ -21,10 +21,9 @@ class Fleet:
         self.seen: Counter[str] = Counter()
         self._over = False
         self.hosts = [Host(f"host-{number}", plan, chance, agenda, door, truth) for number in range(1, plan.hosts + 1)]
-        customers = [f"customer-{number}" for number in range(1, plan.customers + 1)]
-        self._customers = customers
+        self._customers = plan.customer_ids
         for number in range(1, plan.vms + 1):
-            vm = Vm(f"vm-{number}", chance.choice(customers), chance, truth)
+            vm = Vm(f"vm-{number}", chance.choice(self._customers), chance, truth)
             agenda.after(chance.randint(0, plan.length_ns // 8), lambda vm=vm: self._boot(vm, None))
         self._again(plan.host_crash_hours, self._crash_some_host)
         self._again(plan.clock_steps_hours, self._step_some_clock)

@@ -57,6 +57,10 @@ class Plan:
     ended_kept: int
 
     @property
+    def customer_ids(self) -> list[str]:
+        return [f"customer-{number}" for number in range(1, self.customers + 1)]
+
+    @property
     def aftermath_ns(self) -> int:
         """How long after the days something may still be on its way."""
         repeated_ns = self.replayed_after_max_ns if self.replayed else 0

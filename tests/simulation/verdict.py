@@ -36,7 +36,7 @@ from simulation.truth import Truth
 
 def of_truth(bill: Bill, events: list[Event], truth: Truth, seen: Counter[str]) -> list[str]:
     """What is billed beyond the truth; ``seen`` counts VMs that can be judged whole."""
-    thresholds = [event.what.gap_threshold_ns for event in events if isinstance(event.what, Rules)]
+    rules = [event.what for event in events if isinstance(event.what, Rules)]
     sessions: defaultdict[str, list[Named]] = defaultdict(list)
     for row in bill.rows("sessions"):
         sessions[row["vm_id"]].append(row)
@@ -46,7 +46,9 @@ def of_truth(bill: Bill, events: list[Event], truth: Truth, seen: Counter[str]) 
         if not rows:
             continue
         found += _times(vm_id, rows, points)
-        found += _memory(vm_id, rows, points, max(thresholds))
+        customers = {row["customer_id"] for row in rows}
+        longest_ns = max(each.for_customer(customer).gap_threshold_ns for each in rules for customer in customers)
+        found += _memory(vm_id, rows, points, longest_ns)
         if in_order(vm_id, points, truth):
             seen["VMs trusted"] += 1
             found += _counters(vm_id, rows, points, truth)
