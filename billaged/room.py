@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import signal
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from billaged.directory import DataDirectory
+from billaged.ledger.full_disk import is_full
 from billaged.model.errors import StorageError
 from billaged.telemetry.systemd import ServiceManager
 
@@ -75,18 +74,6 @@ def full_disk_named() -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        if not _is_full(error):
+        if not is_full(error):
             raise
         raise StorageError(str(error).removesuffix(error.hint).rstrip(), _FREE_SPACE) from error
-
-
-def _is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        # SQLAlchemy wraps the driver's own error.
-        said = getattr(error, "orig", error)
-        if isinstance(said, sqlite3.Error) and said.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            return True
-        if isinstance(said, OSError) and said.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__
-    return False

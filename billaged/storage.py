@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -48,14 +49,14 @@ def open_stores(directory: DataDirectory | None, tell: Callable[[str], None] = _
         return Stores(memory, LedgerStore(database.open_for_writing(None), memory.journal_id))
     _check_restored(directory.path)
     _check_not_alone(directory.path / database.FILE_NAME, directory.path / journal_file.FILE_NAME)
-    journal = SqliteJournal(directory.path / journal_file.FILE_NAME)
-    try:
+    with ExitStack() as refused:
+        journal = SqliteJournal(directory.path / journal_file.FILE_NAME)
+        refused.callback(journal.close)
         engine = database.open_for_writing(directory.path / database.FILE_NAME, tell)
+        refused.callback(engine.dispose)
         ledger = LedgerStore(engine, journal.journal_id)
         check_together(journal, ledger.checkpoint())
-    except StorageError:
-        journal.close()
-        raise
+        refused.pop_all()
     return Stores(journal, ledger)
 
 
@@ -73,6 +74,12 @@ def _check_not_alone(ledger: Path, journal: Path) -> None:
         raise StorageError(
             f"there is a ledger, {ledger}, but no {journal.name} beside it.",
             f"Put back the {journal.name} that belongs to it, or move {ledger.name} away to begin anew.",
+        )
+    if ledger.exists() and journal.stat().st_size == 0:
+        # SQLite would take it for a new one, and throw away the WAL beside it with what is in that.
+        raise StorageError(
+            f"{journal} is empty, but there is a ledger, {ledger}, that was folded from it.",
+            f"Put back the {journal.name} that belongs to it; keep {journal.name}-wal, if there is one.",
         )
 
 

@@ -37,6 +37,7 @@ from billaged.model.errors import BillagedError
 from billaged.model.quantity import ScoreWeights
 from billaged.model.records import COUNTER_FIELDS, PossibleGap, VmStarted, VmStopped
 from billaged.model.time import DAY_NANOS, HOUR_NANOS, MINUTE_NANOS, NANOS, parse_instant
+from billaged.reports.anomaly_text import detail_text
 from billaged.reports.bill import Bill, BillBy, bill
 from billaged.reports.bill_sheets import bill_sheets
 from billaged.reports.bill_text import bill_csv, bill_json
@@ -88,7 +89,7 @@ def generated(events: list[Event]) -> Iterator[LedgerReader]:
 def with_settable_rules(events: list[Event]) -> list[Event]:
     """Gap thresholds no longer than the setting takes."""
     return [
-        event._replace(what=event.what._replace(gap_threshold_ns=min(event.what.gap_threshold_ns, 8 * HOUR_NANOS)))
+        event._replace(what=event.what.with_thresholds_at_most(8 * HOUR_NANOS))
         if isinstance(event.what, Rules)
         else event
         for event in events
@@ -488,6 +489,30 @@ def test_what_is_refused(tmp_path: Path, arguments: list[str], code: int, proble
     got, out, err = run(*arguments, "--data-dir", tmp_path)
     assert (got, out) == (code, "")
     assert problem in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("detail", "text"),
+    [
+        ({"values": [GIB, 2_100 * NANOS, 0, 0, 5, 0]}, "memory 1.00 GiB, cpu 2,100.00 s, received 5 B"),
+        ({"values": [0] * 6}, "memory 0 B"),
+        ({"counters": {"cpu_time_ns": [NANOS, 0], "disk_write_bytes": [GIB, 7]}},
+         "cpu 1.00 s to 0.00 s, written 1.00 GiB to 7 B"),
+        ({"amounts": [10**15, 0, 0, 0, 0], "step_ns": MINUTE_NANOS}, "cpu 1,000,000.00 s, within 1m"),
+        ({"end_ns": at("10:10:00")}, "end at 2026-11-10 10:10:00"),
+        ({"sample_ns": at("10:10:00")}, "sample at 2026-11-10 10:10:00"),
+        ({"customer_id": "eve"}, "customer eve"),
+        ({}, ""),
+        # A ledger that was changed.
+        ({"values": [1]}, '{"values": [1]}'),
+        ({"what": 1}, '{"what": 1}'),
+        ({"customer_id": "\x1b[2J"}, '{"customer_id": "\\u001b[2J"}'),
+        ([1], "[1]"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_anomalys_values_have_names_and_units(detail: object, text: str) -> None:
+    assert detail_text(json.dumps(detail)) == text
 
 
 def test_a_detail_that_is_no_json_is_damage(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from billaged.intake.sqlite import SqliteJournal
 def only_line(ended: Ended, exit_code: int) -> str:
     """The one line it left on stderr: nothing else there, no traceback anywhere."""
     assert ended.exit_code == exit_code, ended
-    assert "Traceback" not in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr, ended
     (line,) = ended.stderr.splitlines()
     assert line.startswith("billaged: error: ")
     return line

@@ -380,6 +380,20 @@ def test_an_older_journal_is_refused(lives: Path) -> None:
     assert "Put back the newer journal.db, or a ledger.db of the same age" in refused.value.hint
 
 
+def test_a_journal_cut_to_nothing_is_refused_and_left_as_it_is(lives: Path) -> None:
+    """SQLite would make a new one of it, and delete the WAL with the last rows."""
+    directory = put_together(lives, journal="one", ledger="one")
+    (directory / "journal.db").write_bytes(b"")
+    (directory / "journal.db-wal").write_bytes(b"the last rows")
+    with pytest.raises(StorageError, match="is empty, but there is a ledger"):
+        starts(directory)
+    assert (directory / "journal.db").stat().st_size == 0
+    assert (directory / "journal.db-wal").read_bytes() == b"the last rows"
+    (directory / "journal.db").unlink()
+    with pytest.raises(StorageError, match=r"but no journal\.db beside it"):
+        starts(directory)
+
+
 def test_an_older_ledger_catches_up_and_is_exact(lives: Path) -> None:
     directory = put_together(lives, journal="other", ledger="once")
     starts(directory)

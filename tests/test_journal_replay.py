@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -179,6 +180,7 @@ def test_a_flipped_byte_that_breaks_a_message_is_named(directory: Path) -> None:
     assert err.startswith(f"journal row {sequence} (kind 1) cannot be decoded: ")
     assert f"{len(RECORDS)}, from 1" in out
     assert "whole" not in out
+    assert out.splitlines()[-1].startswith("Keep all files as they are")
     code, _, err = run("journal", "replay", "--data-dir", directory)
     assert code == 1
     assert err.startswith(f"journal row {sequence} (kind 1) cannot be decoded: ")
@@ -196,7 +198,8 @@ def test_a_flipped_byte_that_changes_an_amount_is_a_difference(directory: Path) 
     code, out, err = run("journal", "replay", "--data-dir", directory)
     assert code == 1
     assert "sessions: vm_id=marked, ordinal=1: cpu_time_ns is 2000, should be 1999" in out
-    assert "rows differ" in err
+    # It is not the ledger that should be put back.
+    assert err.endswith("rows differ. 'billaged journal verify' says what is wrong with the journal.")
 
 
 @pytest.mark.parametrize(
@@ -254,6 +257,27 @@ def test_a_damaged_file_is_named(directory: Path) -> None:
     assert "damaged" in err or "malformed" in err
 
 
+@pytest.mark.parametrize(
+    "lose",
+    [Path.unlink, lambda path: path.write_bytes(b"nothing of the kind" * 500), lambda path: path.write_bytes(b"")],
+    ids=["missing", "no database", "empty"],
+)
+def test_a_journal_is_verified_whatever_became_of_its_ledger(directory: Path, lose: Callable[[Path], object]) -> None:
+    """It is what the ledger is folded anew from: whoever has lost that has to know."""
+    lose(directory / "ledger.db")
+    code, out, err = run("journal", "verify", "--data-dir", directory)
+    assert code == 1
+    assert f"{len(RECORDS)}, from 1 to {len(RECORDS)}" in out
+    assert out.splitlines()[-1] == "every row of the journal holds"
+    assert err.startswith("nothing says up to where it was folded: ")
+    assert run("journal", "replay", "--into", directory / "anew.db", "--data-dir", directory)[0] == 0
+    change(directory / "journal.db", "DELETE FROM journal WHERE sequence = 5")
+    code, out, err = run("journal", "verify", "--data-dir", directory)
+    assert code == 1
+    assert "journal row 5 is missing" in err
+    assert "every row" not in out
+
+
 def test_a_ledger_ahead_of_its_journal_is_named(directory: Path) -> None:
     change(directory / "ledger.db", "UPDATE checkpoint SET position = position + 5")
     code, _, err = run("journal", "verify", "--data-dir", directory)
@@ -293,7 +317,7 @@ def test_a_changed_ledger_is_shown_row_by_row(directory: Path, statement: str, s
     code, out, err = run("journal", "replay", "--data-dir", directory)
     assert code == 1
     assert shown in out
-    assert err == f"the ledger is not what its journal gives: {changed} rows differ."
+    assert err.startswith(f"the ledger is not what its journal gives: {changed} rows differ. Restore a backup of the")
     assert "equal" not in out.splitlines()
 
 

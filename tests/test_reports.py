@@ -19,11 +19,11 @@ from billaged.ledger.views import Gap, Span, Subject
 from billaged.model.errors import StorageError
 from billaged.model.quantity import ScoreWeights, Usage
 from billaged.model.records import COUNTER_FIELDS, FoldRules, PossibleGap, Record, Tick, VmStarted, VmStopped
-from billaged.model.time import DAY_NANOS, HOUR_NANOS, MINUTE_NANOS, NANOS, parse_instant
+from billaged.model.time import DAY_NANOS, HOUR_NANOS, MINUTE_NANOS, NANOS, exact_seconds, parse_instant
 from billaged.reports.errors import BadSpan, NotInLedger
 from billaged.reports.gaps import gap_lines
 from billaged.reports.span import ALL_TIME, bounded, month_so_far
-from billaged.reports.units import exact_seconds, gib_hours, human_bytes, human_duration
+from billaged.reports.units import gib_hours, human_bytes, human_duration, human_seconds
 from billaged.reports.usage import By, UsageReport, gap_part, memory_peak_bytes, usage_report
 from billaged.reports.vms import newest_sessions, pending_ns, vm_record
 
@@ -502,6 +502,12 @@ def test_units_for_people() -> None:
     ]
     assert [human_duration(nanos) for nanos in (0, 1, 1_500_000_000, 3_599_600_000_000)] == ["0s", "1ns", "2s", "1h"]
     assert [exact_seconds(nanos) for nanos in (0, -1, 12 * NANOS + 500_000_000)] == ["0", "-0.000000001", "12.5"]
+    amounts = (0, 4_999_999, 5_000_000, -4_999_999, -7_200 * NANOS, 4 * 10**13 * NANOS + 10_000_000)
+    assert [human_seconds(nanos) for nanos in amounts] == [
+        *("0.00 s", "0.00 s", "0.01 s", "0.00 s", "-7,200.00 s"),
+        # No float has this number's cents.
+        "40,000,000,000,000.01 s",
+    ]
 
 
 def test_a_customers_report_finds_its_rows_by_index(tmp_path: Path) -> None:

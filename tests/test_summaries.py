@@ -8,6 +8,7 @@ import threading
 from array import array
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
@@ -25,7 +26,7 @@ from billaged.model.time import HOUR_NANOS, NANOS
 from billaged.summaries import broadcast
 from billaged.summaries.broadcast import Broadcast
 from billaged.summaries.feed import WatchedSummaries
-from billaged.summaries.log import SummaryLog, exact_sums
+from billaged.summaries.log import SummaryLog, exact_sums, readable_line, usage_fields
 from billaged.summaries.mean import memory_mean_bytes
 from billaged.wire.billing.v1.usage_stream_pb2 import UsageSummary
 
@@ -116,6 +117,20 @@ def test_lines_for_eyes_say_the_same(logged: pytest.LogCaptureFixture, scope: st
     texts = [record.getMessage() for record in logged.records]
     assert len(texts) == lines
     assert all("mem 2.00 GiB" in text and "score" in text for text in texts)
+
+
+def test_what_a_stop_that_came_late_takes_back_is_below_zero_by_as_much() -> None:
+    taken_back = Usage(measured_ns=-1_500_000_000, gap_ns=-1_750_000_000)
+    fields = usage_fields(taken_back, 60 * NANOS, WEIGHTS)
+    assert (fields["measured_seconds"], fields["gap_seconds"]) == ("-1.5", "-1.75")
+
+
+def test_times_for_eyes_have_their_units() -> None:
+    summary = interval({"vm-1": "acme"}).row(0)
+    window = replace(summary.window, measured_ns=-300 * NANOS, gap_ns=607_000_000)
+    line = readable_line(summary._replace(window=window), WEIGHTS)
+    assert "measured -5m gap 600ms" in line
+    assert "measured 10s gap 0s" in line
 
 
 def test_sums_over_many_vms_do_not_wrap() -> None:

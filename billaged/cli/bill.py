@@ -64,6 +64,7 @@ def bill(
     from billaged.reports.bill_sheets import bill_sheets
     from billaged.reports.bill_text import bill_csv, bill_json
     from billaged.reports.period import period
+    from billaged.settings.kinds import printable
 
     settings = load_settings()
     span = period(period_text, time.time_ns())
@@ -73,5 +74,5 @@ def bill(
         click.echo(bill_json(made) if form == "json" else bill_csv(made))
         return
     for number, (heading, sheet) in enumerate(bill_sheets(made)):
-        click.echo(f"\n{heading}" if number else heading)
+        click.echo(f"\n{printable(heading)}" if number else printable(heading))
         print_sheet(sheet)

@@ -59,6 +59,8 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except BillagedError as error:
+        from billaged.settings.kinds import printable
+
         for line in str(error).splitlines() or [type(error).__name__]:
-            click.echo(f"billaged: error: {line}", err=True)
+            click.echo(f"billaged: error: {printable(line)}", err=True)
         sys.exit(exit_code(error))

@@ -35,7 +35,7 @@ class HeadType(click.ParamType["Head"]):
 
 @click.group()
 def journal() -> None:
-    """Verify the journal, print its head, or compute the ledger anew from it, from the first row or from a cut.
+    """Verify the journal's chain, print its head, list its cuts, or compute the ledger anew from it.
 
     All of them only read the data directory; the daemon may run or not.
     """
@@ -61,6 +61,7 @@ def verify(heads: tuple[Head, ...], data_dir: Path | None) -> None:
     Exit code 1 where something is wrong; the first bad rows are named on stderr.
     """
     from billaged.reports.errors import ProofFailed
+    from billaged.reports.ledger_check.advice import after_verification
     from billaged.reports.verify import verify as run
 
     directory = data_dir_of(load_settings(), data_dir)
@@ -68,6 +69,8 @@ def verify(heads: tuple[Head, ...], data_dir: Path | None) -> None:
         found = run(directory, progress, heads)
     print_pairs(_verification(found))
     if found.problems:
+        click.echo(after_verification(found))
+        sys.stdout.flush()
         more = found.more_bad_rows
         raise ProofFailed("\n".join(found.problems) + (f"\nand {more:,} more bad rows" if more > 0 else ""))
     click.echo("the journal is whole")
@@ -115,7 +118,7 @@ def head(as_json: bool, data_dir: Path | None) -> None:
 )
 @data_dir_option
 def replay(begin_after: int | None, into: Path | None, data_dir: Path | None) -> None:
-    """Compute the ledger anew from the journal and compare it with the real one.
+    """Compute the ledger anew from the journal, and compare.
 
     Folds every journal row that the ledger covers into a fresh file and compares all
     tables row by row. From a cut on it folds the rows after it, and compares what can have
@@ -129,8 +132,10 @@ def replay(begin_after: int | None, into: Path | None, data_dir: Path | None) ->
 
     Exit code 1 where a row differs; the first ones of each table are shown.
     """
+    from billaged.ledger.checked import RESTORE_OR_FOLD
     from billaged.reports.errors import ProofFailed
     from billaged.reports.replay import replay as run
+    from billaged.settings.kinds import printable
 
     if into is not None and begin_after:
         raise click.UsageError("--into keeps a whole ledger: it begins at the first row, not at a cut.")
@@ -144,7 +149,7 @@ def replay(begin_after: int | None, into: Path | None, data_dir: Path | None) ->
         click.echo(problem)
     for table in compared.tables:
         for difference in table.first:
-            click.echo(_difference(difference))
+            click.echo(printable(_difference(difference)))
         if table.differing > len(table.first):
             click.echo(f"{table.table}: and {table.differing - len(table.first):,} more")
     if compared.equal:
@@ -152,7 +157,10 @@ def replay(begin_after: int | None, into: Path | None, data_dir: Path | None) ->
         return
     sys.stdout.flush()
     if compared.differing:
-        raise ProofFailed(f"the ledger is not what its journal gives: {compared.differing:,} rows differ.")
+        what_next = (
+            "'billaged journal verify' says what is wrong with the journal." if compared.problems else RESTORE_OR_FOLD
+        )
+        raise ProofFailed(f"the ledger is not what its journal gives: {compared.differing:,} rows differ. {what_next}")
     raise ProofFailed("the journal was changed. 'billaged journal verify' says more.")
 
 
@@ -162,10 +170,11 @@ def replay(begin_after: int | None, into: Path | None, data_dir: Path | None) ->
 )
 @data_dir_option
 def cuts(form: str, data_dir: Path | None) -> None:
-    """List the cuts: journal rows at which a snapshot of the ledger was taken.
+    """List the cuts, at which a replay can begin.
 
-    A replay can begin at each that has all rows after it, in the journal or its segments; 0 is before the first row.
-    The chain is the journal's at that row.
+    A cut is a journal row at which a snapshot of the ledger was taken. A replay can begin at each that has all rows
+    after it, in the journal or its segments; 0 is before the first row. 'all there' means that these reach back to it:
+    whether each row is there is what 'billaged journal verify' says. The chain is the journal's at that row.
     """
     from billaged.model.time import format_instant
     from billaged.reports.cuts import cuts_of
@@ -224,7 +233,8 @@ def _verification(found: Verification) -> list[tuple[str, str]]:
         pairs.append(("received", span))
     for kind, count in sorted(found.by_kind.items()):
         pairs.append((kind.name.lower(), f"{count:,}"))
-    pairs.append(("ledger", f"folded up to {found.ledger_position:,}"))
+    position = found.ledger_position
+    pairs.append(("ledger", "cannot be read" if position is None else f"folded up to {position:,}"))
     return [*pairs, ("head", str(found.head))] if found.head is not None and not found.problems else pairs
 
 

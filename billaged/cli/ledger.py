@@ -104,14 +104,14 @@ def restore(source: Path, as_json: bool, data_dir: Path | None) -> None:
 @format_option
 @data_dir_option
 def check(file: Path | None, form: str, data_dir: Path | None) -> None:
-    """Check the ledger of the data directory; or FILE, a copy by itself. The daemon may run.
+    """Check the ledger of the data directory, or the copy FILE.
 
-    Says its schema and position, then does what 'billaged verify --quick' does: the file's structure, every row,
-    and the journal that it was folded from. Of a FILE all but the journal.
+    The daemon may run. Says its schema and position, then does what 'billaged verify --quick' does: the file's
+    structure, every row, and the journal that it was folded from. Of a FILE all but the journal.
 
     Exit code 1 where something is wrong.
     """
-    from billaged.reports.errors import ProofFailed
+    from billaged.reports.ledger_check.advice import failure
     from billaged.reports.ledger_check.paper import broken_lines, verdict_csv, verdict_sheet
     from billaged.reports.ledger_file import check_copy, check_ledger
 
@@ -130,8 +130,7 @@ def check(file: Path | None, form: str, data_dir: Path | None) -> None:
             click.echo(line)
     sys.stdout.flush()
     if checked.verdict.broken:
-        names = ", ".join(check.invariant for check in checked.verdict.checks if check.broken)
-        raise ProofFailed(f"the ledger breaks what it must hold: {names}.")
+        raise failure(checked.verdict, is_copy=file is not None)
 
 
 def _fields(checked: LedgerChecked) -> dict[str, Any]:

@@ -26,7 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "ledger": ("billaged.cli.ledger:ledger", "Back up, restore and check the ledger."),
     "backup": ("billaged.cli.backup:backup", "Back up the whole data directory, daemon running or not."),
     "restore": ("billaged.cli.backup:restore", "Put a backup of the whole data directory back."),
-    "journal": ("billaged.cli.journal:journal", "Verify the ledger against the journal, or compute it anew."),
+    "journal": ("billaged.cli.journal:journal", "Verify the journal, or compute the ledger anew from it."),
     "certs": ("billaged.cli.certs:certs", "Make certificates to try mTLS with."),
     "policy": ("billaged.cli.policy:policy", "Check the policy's file; say who may do what, and why."),
     "config": ("billaged.cli.config:config", "Show the settings in force."),

@@ -32,7 +32,7 @@ _FILE = click.Path(path_type=Path, allow_dash=True)
 @policy.command()
 @click.argument("file", type=_FILE, required=False)
 def check(file: Path | None) -> None:
-    """Print what each rule of FILE gives, and what looks like a mistake.
+    """Print what each rule gives, and what looks like a mistake.
 
     Exit code 2 where the file cannot be used: all that is wrong is on stderr.
     Warnings are on stderr, too, and change no exit code.

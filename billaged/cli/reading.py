@@ -102,9 +102,11 @@ def print_sheet(sheet: Sheet) -> None:
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     """Names and values, one pair a line."""
+    from billaged.settings.kinds import printable
+
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        click.echo(f"{name.ljust(width)}  {value}")
+        click.echo(f"{name.ljust(width)}  {printable(value)}")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ def serve() -> None:
         UNKEY_BILLAGED_TLS_MODE=disabled UNKEY_BILLAGED_ADDRESS=127.0.0.1 \\
         UNKEY_BILLAGED_DATA_DIR=./var billaged serve
     """
+    _stand_in_for_closed_streams()
     # Until there is something to read again: by default it would end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # gRPC's core writes lines of its own beside the log, one for each failed handshake.
@@ -41,3 +42,16 @@ def serve() -> None:
     sys.setswitchinterval(0.0005)
     give_large_blocks_back()
     daemon.serve(settings, readable_log=style == "text")
+
+
+def _stand_in_for_closed_streams() -> None:
+    """A file of the daemon's must not get the number that a library writes its last words to."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free.
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), "w", encoding="utf-8"))

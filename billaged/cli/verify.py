@@ -63,7 +63,7 @@ def verify(
     Exit code 1 where a row breaks an invariant; the first ones of each are shown.
     """
     from billaged.ledger.views import Subject
-    from billaged.reports.errors import ProofFailed
+    from billaged.reports.ledger_check.advice import failure
     from billaged.reports.ledger_check.paper import broken_lines, verdict_csv, verdict_json, verdict_sheet
     from billaged.reports.ledger_check.verdict import verdict
 
@@ -80,5 +80,4 @@ def verify(
         click.echo(verdict_json(found) if form == "json" else verdict_csv(found))
     sys.stdout.flush()
     if found.broken:
-        names = ", ".join(check.invariant for check in found.checks if check.broken)
-        raise ProofFailed(f"the ledger breaks what it must hold: {names}.")
+        raise failure(found)

@@ -84,9 +84,13 @@ class JournalFile:
         return about.head
 
     def integrity_problems(self) -> list[str]:
-        """What SQLite finds wrong with the file's structure; reads all of it."""
+        """What SQLite finds wrong with the file's structure, and what acts in it by itself; reads all of it."""
         found = [str(row[0]) for row in self._query("PRAGMA integrity_check(10)")]
-        return [] if found == ["ok"] else found
+        # Either changes what is written or read, and no row says so.
+        foreign = self._query(
+            "SELECT type, name FROM sqlite_schema WHERE type IN ('trigger', 'view') ORDER BY name LIMIT 10"
+        )
+        return [*([] if found == ["ok"] else found), *(f"it has a {kind}, {name!r}" for kind, name in foreign)]
 
     def rows(self, after: int, through: int) -> Iterator[list[JournalRow]]:
         """The rows of (after, through] that are there, in order, in chunks.

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from billaged.aggregator import changes as c
 from billaged.ledger import tables as t
 from billaged.ledger.audit_chunk import Chunk, Rows, chunk_of
-from billaged.ledger.checked import reason_of
+from billaged.ledger.checked import RESTORE_OR_FOLD, reason_of
 from billaged.ledger.database import open_for_reading
 from billaged.ledger.views import LedgerPosition, Subject
 from billaged.model.errors import StorageError
@@ -64,7 +64,7 @@ def auditing(path: Path) -> Iterator[AuditReader]:
         with engine.connect() as connection:
             yield AuditReader(connection)
     except (DBAPIError, SqliteError) as error:
-        raise StorageError(f"{path} cannot be read: {reason_of(error)}.", "Restore a backup of it.") from error
+        raise StorageError(f"{path} cannot be read: {reason_of(error)}.", RESTORE_OR_FOLD) from error
     finally:
         engine.dispose()
 
@@ -83,9 +83,13 @@ class AuditReader:
         self.passed_ns = 0 if row is None else row.passed_ns
 
     def structure_problems(self) -> list[str]:
-        """What SQLite finds wrong with the file, its indexes too; reads all of it."""
+        """What SQLite finds wrong with the file, its indexes too, and what acts in it by itself; reads all of it."""
         found = [str(row[0]) for row in self._connection.exec_driver_sql("PRAGMA integrity_check(100)")]
-        return [] if found == ["ok"] else found
+        # Either changes what is written or read, and no row says so.
+        foreign = self._connection.exec_driver_sql(
+            "SELECT type, name FROM sqlite_schema WHERE type IN ('trigger', 'view') ORDER BY name LIMIT 100"
+        )
+        return [*([] if found == ["ok"] else found), *(f"it has a {kind}, {name!r}" for kind, name in foreign)]
 
     def count(self, name: str, subject: Subject) -> int:
         """How many rows a table has."""

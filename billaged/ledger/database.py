@@ -88,7 +88,7 @@ def open_for_reading(path: Path) -> Engine:
         with engine.connect() as connection:
             _refuse_other_versions(connection, path)
     except DBAPIError as error:
-        raise StorageError(f"{path} cannot be read as a ledger: {error.orig}.") from error
+        raise StorageError(f"{path} cannot be read as a ledger: {error.orig}.", RESTORE_OR_FOLD) from error
     return engine
 
 

@@ -6,12 +6,16 @@ checkpoint, the epoch, and the packed state (whose meaning the other columns car
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 from sqlalchemy import ColumnElement, Connection, Engine, Table, func, select
 
 from billaged.aggregator import changes as c
+from billaged.aggregator.columns import LISTED
+from billaged.aggregator.persistence import STATE
 from billaged.ledger import tables as t
 from billaged.ledger.checked import typed
 from billaged.model.time import HOUR_NANOS
@@ -30,6 +34,11 @@ DUMPED: Final = {
     "reported_gaps": (t.reported_gaps, c.REPORTED_GAP_COLUMNS, 1),
     "tallies": (t.tallies, ("name", "value"), 1),
 }
+# What a proof compares beside that: what the fold carries on in a session, and what came with a dead letter.
+PROVED: Final = DUMPED | {
+    "sessions": (t.sessions, (*_SESSIONS, "newest", "state"), 2),
+    "dead_letters": (t.dead_letters, ("sequence", "kind", "reason", "received_ns", "caller", "payload"), 1),
+}
 # No row of these is ever changed.
 _ONLY_ADDED_TO: Final = (t.corrections, t.anomalies, t.dead_letters, t.reported_gaps)
 # No bucket is longer: the setting allows no more.
@@ -41,6 +50,41 @@ class Since(NamedTuple):
 
     position: int
     closed_through_ns: int
+
+
+def proved_rows(ledger: Connection, table: str, since: Since | None = None) -> Iterator[tuple[Any, ...]]:
+    """As ``dump_rows``, with the columns of ``PROVED``; a state and a payload are digests, to be compared and shown.
+
+    Raises:
+        StorageError: a value is not of its column's type.
+    """
+    source, names, key_length = PROVED[table]
+    told: dict[str, Callable[[bytes], str]] = {"state": _state_digest, "payload": _digest}
+    places = [(index, told[name]) for index, name in enumerate(names) if name in told]
+    for row in _rows(ledger, source, names, key_length, since):
+        if places:
+            values = list(row)
+            for index, tell in places:
+                values[index] = tell(values[index])
+            yield tuple(values)
+        else:
+            yield row
+
+
+def _digest(content: bytes) -> str:
+    return blake2b(content, digest_size=8).hexdigest()
+
+
+def _state_digest(state: bytes) -> str:
+    """Of what does not depend on when the ledger was written.
+
+    Who lists an ended session is told when it is taken up again; a base is void in another window than its own.
+    """
+    if len(state) % 8 or len(state) < 8 * STATE["window_number"].start:
+        return _digest(state)
+    values = np.frombuffer(state, dtype="<i8")[: STATE["window_number"].start].copy()
+    values[STATE["flags"]] &= ~LISTED
+    return _digest(values.tobytes())
 
 
 def dump_rows(ledger: Engine | Connection, table: str, since: Since | None = None) -> Iterator[tuple[Any, ...]]:
@@ -55,7 +99,12 @@ def dump_rows(ledger: Engine | Connection, table: str, since: Since | None = Non
         with ledger.connect() as connection:
             yield from dump_rows(connection, table, since)
         return
-    source, names, key_length = DUMPED[table]
+    yield from _rows(ledger, *DUMPED[table], since)
+
+
+def _rows(
+    ledger: Connection, source: Table, names: tuple[str, ...], key_length: int, since: Since | None
+) -> Iterator[tuple[Any, ...]]:
     columns = [source.c[name] for name in names]
     query = select(*columns).where(*_later(source, since)).order_by(*columns[:key_length])
     for row in ledger.execute(query):

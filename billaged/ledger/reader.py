@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from billaged.ledger import tables as t
 from billaged.ledger.checked import (
+    RESTORE_OR_FOLD,
     book_of,
     chain_of,
     clock_of,
@@ -22,7 +23,7 @@ from billaged.ledger.checked import (
     typed_rows,
 )
 from billaged.ledger.database import open_for_reading
-from billaged.ledger.dump import Since, count_earlier, dump_rows
+from billaged.ledger.dump import Since, count_earlier, dump_rows, proved_rows
 from billaged.ledger.views import (
     Gap,
     Grouping,
@@ -83,7 +84,7 @@ def reading(path: Path) -> Iterator[LedgerReader]:
         with engine.connect() as connection:
             yield LedgerReader(connection)
     except DBAPIError as error:
-        raise StorageError(f"{path} cannot be read: {reason_of(error)}.", "Restore a backup of it.") from error
+        raise StorageError(f"{path} cannot be read: {reason_of(error)}.", RESTORE_OR_FOLD) from error
     finally:
         engine.dispose()
 
@@ -115,6 +116,10 @@ class LedgerReader:
     def dump_rows(self, table: str, since: Since | None = None) -> Iterator[tuple[Any, ...]]:
         """A table of the canonical dump (``dump.DUMPED``), or what of it can have changed since."""
         return dump_rows(self._connection, table, since)
+
+    def proved_rows(self, table: str, since: Since | None = None) -> Iterator[tuple[Any, ...]]:
+        """The same with what a proof compares (``dump.PROVED``)."""
+        return proved_rows(self._connection, table, since)
 
     def count_earlier(self, table: str, since: Since) -> int:
         """How many rows ``dump_rows`` leaves out."""
@@ -180,7 +185,7 @@ class LedgerReader:
         for row in self._connection.execute(query):
             key = dict(zip(_GROUPS[by], row, strict=False))
             if not all(isinstance(value, int) for value in row[len(keys) :]):
-                raise StorageError(f"the ledger's {table} of {key} are damaged.", "Restore a backup of it.")
+                raise StorageError(f"the ledger's {table} of {key} are damaged.", RESTORE_OR_FOLD)
             usage = _usage_of_halves(row[len(keys)], row[len(keys) + 1 :])
             yield Part(key["vm_id"], key.get("ordinal", 0), key.get("bucket_start_ns", 0), usage)
 

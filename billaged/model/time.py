@@ -80,6 +80,13 @@ def format_duration(nanos: int) -> str:
     return text
 
 
+def exact_seconds(nanos: int) -> str:
+    """Seconds as a decimal number, to the nanosecond: a float would lose some."""
+    sign, nanos = ("-", -nanos) if nanos < 0 else ("", nanos)
+    seconds, rest = divmod(nanos, NANOS)
+    return f"{sign}{seconds}" + (f".{rest:09d}".rstrip("0") if rest else "")
+
+
 def format_instant(nanos: int) -> str:
     """RFC 3339 in UTC with as many digits as are needed: ``2026-11-21T10:00:00.5Z``."""
     seconds, fraction = divmod(nanos, NANOS)

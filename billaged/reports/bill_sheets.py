@@ -6,12 +6,12 @@ from typing import Final
 
 from billaged.ledger.reader import Anomaly
 from billaged.model.records import COUNTER_FIELDS
-from billaged.model.time import NANOS
+from billaged.reports.anomaly_text import detail_text
 from billaged.reports.bill import Bill, BillGap, BillLine
 from billaged.reports.bill_buckets import BucketLine
 from billaged.reports.completeness import Account, percent_of
 from billaged.reports.sheet import Column, Sheet
-from billaged.reports.units import gib_hours, human_bytes, human_duration, human_instant
+from billaged.reports.units import gib_hours, human_bytes, human_duration, human_instant, human_seconds
 from billaged.reports.usage import memory_peak_bytes
 
 _TIMES: Final = ("lifetime_ns", "measured_ns", "gap_ns", "pending_ns")
@@ -70,7 +70,7 @@ def _gaps_sheet(gaps: list[BillGap]) -> Sheet:
                 "open" if line.end_ns is None else human_instant(line.end_ns),
                 "" if line.end_ns is None else human_duration(line.duration_ns),
                 human_duration(gap.in_period_ns),
-                "" if gap.in_period is None else _seconds(gap.in_period.cpu_time_ns),
+                "" if gap.in_period is None else human_seconds(gap.in_period.cpu_time_ns),
             ]
         )
     return Sheet(columns, rows)
@@ -78,7 +78,10 @@ def _gaps_sheet(gaps: list[BillGap]) -> Sheet:
 
 def _anomalies_sheet(anomalies: list[Anomaly]) -> Sheet:
     columns = [*map(Column, ("kind", "vm", "at")), Column("row", number=True), Column("values")]
-    rows = [[each.kind, each.vm_id, human_instant(each.at_ns), str(each.sequence), each.detail] for each in anomalies]
+    rows = [
+        [each.kind, each.vm_id, human_instant(each.at_ns), str(each.sequence), detail_text(each.detail)]
+        for each in anomalies
+    ]
     return Sheet(columns, rows)
 
 
@@ -86,12 +89,12 @@ def _cells(line: BillLine) -> list[str]:
     usage = line.used.usage
     return [
         *_time_cells(line.account),
-        _seconds(usage.cpu_time_ns),
+        human_seconds(usage.cpu_time_ns),
         human_bytes(usage.memory_mean_bytes),
         human_bytes(memory_peak_bytes(usage)),
         f"{gib_hours(usage.memory_byte_nanos):,.2f}",
         *(human_bytes(getattr(usage, name)) for name in COUNTER_FIELDS[1:]),
-        _seconds(line.used.across_gaps.cpu_time_ns),
+        human_seconds(line.used.across_gaps.cpu_time_ns),
         f"{line.used.score:,.2f}",
     ]
 
@@ -100,7 +103,3 @@ def _time_cells(account: Account) -> list[str]:
     percent = percent_of(account.measured_ns, account.lifetime_ns, 2)
     times = [human_duration(getattr(account, name)) for name in _TIMES]
     return ["" if percent is None else f"{percent:f} %", *times, f"{account.samples:,}", f"{account.anomalies:,}"]
-
-
-def _seconds(nanos: int) -> str:
-    return f"{nanos / NANOS:,.2f} s"

@@ -10,13 +10,13 @@ from typing import Any, Final
 from billaged.ledger.reader import Anomaly
 from billaged.model.errors import StorageError
 from billaged.model.records import COUNTER_FIELDS
-from billaged.model.time import format_instant
+from billaged.model.time import exact_seconds, format_instant
 from billaged.reports.bill import Bill, BillGap, BillLine
 from billaged.reports.bill_buckets import BucketLine
 from billaged.reports.completeness import Account
 from billaged.reports.gaps import GAP_FIELDS, gap_record
 from billaged.reports.sheet import Record, as_csv, as_json
-from billaged.reports.units import exact_seconds, gib_hours
+from billaged.reports.units import gib_hours
 from billaged.reports.usage import memory_peak_bytes
 
 _TIMES: Final = ("lifetime_ns", "measured_ns", "gap_ns", "pending_ns")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from billaged.ledger.dump import DUMPED, Since
+from billaged.ledger.dump import PROVED, Since
 from billaged.ledger.reader import LedgerReader
 
 _SHOWN_PER_TABLE: Final = 5
@@ -45,31 +45,31 @@ def compare(ledger: LedgerReader, fresh: LedgerReader, cut: LedgerReader | None 
     """
     if cut is None:
         return [
-            _compare(table, ledger.dump_rows(table), fresh.dump_rows(table), 0, lambda _mine, _next: True)
-            for table in DUMPED
+            _compare(table, ledger.proved_rows(table), fresh.proved_rows(table), 0, lambda _mine, _next: True)
+            for table in PROVED
         ]
     since = Since(cut.position.sequence, cut.closed_through_ns)
     return [
         _compare(
             table,
-            ledger.dump_rows(table, since),
-            fresh.dump_rows(table, since),
+            ledger.proved_rows(table, since),
+            fresh.proved_rows(table, since),
             ledger.count_earlier(table, since),
             _missed_since(table, cut, since),
         )
-        for table in DUMPED
+        for table in PROVED
     ]
 
 
 def _missed_since(table: str, cut: LedgerReader, since: Since) -> _Missed:
     """The snapshot left out what cannot change any more; of the rest, each row has to be in the fresh ledger."""
-    _, names, key_length = DUMPED[table]
+    _, names, key_length = PROVED[table]
     if table == "sessions":
         # It has the highest ordinal of each VM: later sessions have higher ones.
         vm = names.index("vm_id")
         return lambda mine, following: following is None or following[vm] != mine[vm]
     if table in ("gaps", "silences"):
-        known, sequence = _RisingKeys(cut.dump_rows(table), key_length), names.index("sequence")
+        known, sequence = _RisingKeys(cut.proved_rows(table), key_length), names.index("sequence")
         return lambda mine, _next: known.has(mine[:key_length]) or mine[sequence] > since.position
     return lambda _mine, _next: True
 
@@ -92,7 +92,7 @@ class _RisingKeys:
 def _compare(
     table: str, ledger: Iterator[Row], fresh: Iterator[Row], earlier: int, is_missed: _Missed
 ) -> TableComparison:
-    _, names, key_length = DUMPED[table]
+    _, names, key_length = PROVED[table]
     rows, differing, first = 0, 0, []
     for mine, anew, following in _side_by_side(ledger, fresh, key_length):
         if mine is not None and anew is None and not is_missed(mine, following):

@@ -15,3 +15,7 @@ class BadSpan(StartError):
 
 class ProofFailed(BillagedError):
     """The journal is damaged, or the ledger is not what the journal gives."""
+
+
+class NoRoom(BillagedError):
+    """Where something was to be recomputed the disk is full: that says nothing about what it was for."""

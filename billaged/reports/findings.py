@@ -25,7 +25,8 @@ class Verification:
     pruned: int
     # The last sequence at the beginning of the check, which went that far.
     end: int
-    ledger_position: int
+    # None where the ledger cannot be read.
+    ledger_position: int | None
     rows: int = 0
     # Rows in segment files, and how many files there are.
     segment_rows: int = 0

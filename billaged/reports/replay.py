@@ -20,12 +20,13 @@ from billaged.ledger.backup import look_at
 from billaged.ledger.checked import readable
 from billaged.ledger.cuts import FOLDER_NAME as SNAPSHOTS
 from billaged.ledger.cuts import Cut, cuts_in, unpack_cut
+from billaged.ledger.full_disk import is_full
 from billaged.ledger.reader import LedgerReader, reading
 from billaged.ledger.store import LedgerStore
-from billaged.model.errors import StorageError
+from billaged.model.errors import DurabilityLost, StorageError
 from billaged.reports.comparison import TableComparison, compare
 from billaged.reports.cuts import is_of
-from billaged.reports.errors import ProofFailed
+from billaged.reports.errors import NoRoom, ProofFailed
 from billaged.reports.refold import Refold
 from billaged.reports.verify import Progress
 
@@ -62,6 +63,7 @@ def replay(data_dir: Path, into: Path | None, progress: Progress, begin_after: i
 
     Raises:
         ProofFailed: the journal lacks rows, is another one than the ledger's, or there is no such cut.
+        NoRoom: the disk that the fresh one is on is full.
         StorageError: journal, segments, snapshot or ledger cannot be read, or the fresh one cannot be made.
     """
     with closing(JournalFile(data_dir / FILE_NAME)) as journal, _place(into) as path:
@@ -177,7 +179,7 @@ def _check_same(journal: JournalFile, ledger: LedgerReader) -> None:
 @contextmanager
 def _place(into: Path | None) -> Iterator[Path]:
     if into is None:
-        with TemporaryDirectory(prefix="billaged-replay-") as folder:
+        with TemporaryDirectory(prefix="billaged-replay-") as folder, _full_disk_named(Path(folder).parent):
             yield Path(folder) / database.FILE_NAME
         return
     try:
@@ -186,9 +188,25 @@ def _place(into: Path | None) -> Iterator[Path]:
     except OSError as error:
         raise StorageError(f"--into {into} cannot be made: {error.strerror}.", "Name a new file.") from error
     try:
-        yield into
+        with _full_disk_named(into.parent):
+            yield into
     except BaseException:
         # Half a ledger looks like a whole one.
         for ending in ("", "-wal", "-shm"):
             into.with_name(into.name + ending).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def _full_disk_named(folder: Path) -> Iterator[None]:
+    """Nothing but the fresh ledger is written: where the disk is full, no other file is to blame.
+
+    Raises:
+        NoRoom: it is.
+    """
+    try:
+        yield
+    except (StorageError, DurabilityLost, OSError) as error:
+        if not is_full(error):
+            raise
+        raise NoRoom(f"no room to fold the journal anew in {folder}. Free space there, or set TMPDIR.") from error

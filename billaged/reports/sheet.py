@@ -12,6 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from billaged.settings.kinds import printable
+
 # A line for programs: exact values by name. None is an empty cell in CSV, null in JSON.
 Record = Mapping[str, str | int | bool | None]
 
@@ -32,9 +34,7 @@ class Sheet(NamedTuple):
 
 def as_columns(sheet: Sheet) -> str:
     """Aligned columns without frame or colour, as wide as they are: for files and pipes."""
-    rows = [[column.heading for column in sheet.columns], *sheet.rows]
-    if sheet.total is not None:
-        rows.append(sheet.total)
+    rows = [_headings(sheet), *_cells(sheet)]
     widths = [max(len(row[index]) for row in rows) for index in range(len(sheet.columns))]
     lines = []
     for row in rows:
@@ -48,26 +48,38 @@ def as_columns(sheet: Sheet) -> str:
 def as_table(sheet: Sheet) -> Table:
     """A table for a terminal that is wide enough."""
     table = Table(header_style="bold", box=SIMPLE_HEAD)
-    for column in sheet.columns:
-        table.add_column(column.heading, justify="right" if column.number else "left", no_wrap=True)
-    for row in sheet.rows:
+    for column, heading in zip(sheet.columns, _headings(sheet), strict=True):
+        table.add_column(Text(heading), justify="right" if column.number else "left", no_wrap=True)
+    cells = _cells(sheet)
+    for row in cells[: len(sheet.rows)]:
         # Text, not str: brackets are no markup.
         table.add_row(*map(Text, row))
-    if sheet.total is not None:
+    for row in cells[len(sheet.rows) :]:
         table.add_section()
-        table.add_row(*map(Text, sheet.total), style="bold")
+        table.add_row(*map(Text, row), style="bold")
     return table
 
 
 def as_blocks(sheet: Sheet) -> str:
     """A block of lines for each row, for a terminal too narrow for its columns; empty cells are left out."""
-    rows = [*sheet.rows] if sheet.total is None else [*sheet.rows, sheet.total]
-    width = max(len(column.heading) for column in sheet.columns)
+    headings = _headings(sheet)
+    width = max(map(len, headings))
     blocks = []
-    for row in rows:
-        named = [(column.heading, cell) for column, cell in zip(sheet.columns, row, strict=True) if cell]
+    for row in _cells(sheet):
+        named = [(heading, cell) for heading, cell in zip(headings, row, strict=True) if cell]
         blocks.append("\n".join(f"{heading.ljust(width)}  {cell}" for heading, cell in named))
     return "\n\n".join(blocks)
+
+
+def _headings(sheet: Sheet) -> list[str]:
+    # What it is about may be one.
+    return [printable(column.heading) for column in sheet.columns]
+
+
+def _cells(sheet: Sheet) -> list[list[str]]:
+    """All rows, the total as the last. A file that was changed may hold anything: nothing of it acts on a terminal."""
+    rows = sheet.rows if sheet.total is None else [*sheet.rows, sheet.total]
+    return [[printable(cell) for cell in row] for row in rows]
 
 
 def as_csv(names: Sequence[str], records: Sequence[Record]) -> str:

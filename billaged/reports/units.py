@@ -31,16 +31,16 @@ def human_duration(nanos: int) -> str:
     return format_duration(nanos)
 
 
+def human_seconds(nanos: int) -> str:
+    """``7,200.00 s``: to a hundredth, half away from zero. In integers: a fleet's month is too much for a float."""
+    hundredths = (abs(nanos) + NANOS // 200) // (NANOS // 100)
+    sign = "-" if nanos < 0 and hundredths else ""
+    return f"{sign}{hundredths // 100:,}.{hundredths % 100:02} s"
+
+
 def human_instant(nanos: int) -> str:
     """``2026-11-21 10:00:00``, UTC, without fractions of a second."""
     return format_instant(nanos // NANOS * NANOS).replace("T", " ").removesuffix("Z")
-
-
-def exact_seconds(nanos: int) -> str:
-    """Seconds as a decimal number, to the nanosecond: a float would lose some."""
-    sign, nanos = ("-", -nanos) if nanos < 0 else ("", nanos)
-    seconds, rest = divmod(nanos, NANOS)
-    return f"{sign}{seconds}" + (f".{rest:09d}".rstrip("0") if rest else "")
 
 
 def gib_hours(memory_byte_nanos: int) -> Decimal:

@@ -8,9 +8,9 @@ from typing import Final
 from billaged.ledger.views import Span
 from billaged.model.quantity import Usage
 from billaged.model.records import COUNTER_FIELDS
-from billaged.model.time import NANOS, format_instant
+from billaged.model.time import exact_seconds, format_instant
 from billaged.reports.sheet import Column, Record, Sheet, as_csv, as_json
-from billaged.reports.units import exact_seconds, gib_hours, human_bytes, human_duration, human_instant
+from billaged.reports.units import gib_hours, human_bytes, human_duration, human_instant, human_seconds
 from billaged.reports.usage import By, UsageLine, UsageReport, memory_peak_bytes
 
 # What tells a line, before what it says.
@@ -134,7 +134,7 @@ def _readable(line: UsageLine) -> Record:
 def _cells(line: UsageLine) -> list[str]:
     usage: Usage = line.usage
     return [
-        _seconds(usage.cpu_time_ns),
+        human_seconds(usage.cpu_time_ns),
         human_bytes(usage.memory_mean_bytes),
         human_bytes(memory_peak_bytes(usage)),
         f"{gib_hours(usage.memory_byte_nanos):,.2f}",
@@ -145,10 +145,6 @@ def _cells(line: UsageLine) -> list[str]:
         f"{usage.samples:,}",
         human_duration(usage.measured_ns),
         human_duration(usage.gap_ns),
-        _seconds(line.across_gaps.cpu_time_ns),
+        human_seconds(line.across_gaps.cpu_time_ns),
         f"{line.score:,.2f}",
     ]
-
-
-def _seconds(nanos: int) -> str:
-    return f"{nanos / NANOS:,.2f} s"

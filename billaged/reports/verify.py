@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 from billaged.intake.journal import Head
 from billaged.intake.journal_file import JournalFile
@@ -15,6 +16,7 @@ from billaged.intake.sqlite_schema import About
 from billaged.ledger import database
 from billaged.ledger.reader import reading
 from billaged.ledger.views import LedgerPosition
+from billaged.model.errors import StorageError
 from billaged.reports.findings import Verification
 from billaged.reports.known_heads import KnownHeads
 from billaged.reports.row_checks import JournalRows, SegmentRows
@@ -29,17 +31,23 @@ def verify(data_dir: Path, progress: Progress, given: Sequence[Head] = ()) -> Ve
     ``given`` heads were kept elsewhere: the rows that they stand for must have them still.
 
     Raises:
-        StorageError: journal or ledger is missing or cannot be read.
+        StorageError: the journal is missing or cannot be read.
     """
     with closing(JournalFile(data_dir / FILE_NAME)) as journal:
         # A running daemon first appends, then folds, then prunes: asked for in this order, each bounds the next.
         about = journal.about()
-        with reading(data_dir / database.FILE_NAME) as ledger:
-            position, chain = ledger.position, ledger.chain
         left = about.left.sequence
-        found = Verification(journal.path, journal.journal_id, about.beginning, left, journal.end(), position.sequence)
+        try:
+            ledger, unreadable = _covered(data_dir / database.FILE_NAME), ""
+        except StorageError as error:
+            # Whether the journal is whole is what somebody whose ledger is lost has to know.
+            ledger, unreadable = None, f"nothing says up to where it was folded: {error}"
+        sequence = None if ledger is None else ledger.position.sequence
+        found = Verification(journal.path, journal.journal_id, about.beginning, left, journal.end(), sequence)
         found.problems += [f"SQLite finds the file damaged: {problem}" for problem in journal.integrity_problems()]
-        folded = Head(position.sequence, chain) if chain and position.journal_id == found.journal_id else None
+        folded = None
+        if ledger is not None and ledger.chain and ledger.position.journal_id == found.journal_id:
+            folded = Head(ledger.position.sequence, ledger.chain)
         heads = _heads(found, about, folded, given)
         rows = found.end - left
         in_segments = sum(segment.last + 1 - segment.first for segment in segments_in(data_dir / SEGMENTS))
@@ -48,8 +56,23 @@ def verify(data_dir: Path, progress: Progress, given: Sequence[Head] = ()) -> Ve
         segments = segments_in(data_dir / SEGMENTS)
         SegmentRows(segments, found, heads).check(lambda done: progress(rows + done, rows + in_segments))
         heads.note_unmet()
-        _check_ledger(found, position, chain)
+        if ledger is None:
+            found.problems.append(unreadable)
+        else:
+            _check_ledger(found, ledger.position, ledger.chain)
         return found
+
+
+class _Covered(NamedTuple):
+    """What a ledger says that it was folded from."""
+
+    position: LedgerPosition
+    chain: bytes
+
+
+def _covered(path: Path) -> _Covered:
+    with reading(path) as ledger:
+        return _Covered(ledger.position, ledger.chain)
 
 
 def _heads(found: Verification, about: About, folded: Head | None, given: Sequence[Head]) -> KnownHeads:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from billaged.aggregator.columns import TOTALS_WIDTH
 from billaged.aggregator.summary import Summary, SummaryBatch, usage_of
 from billaged.model.quantity import GIB, MIB, ScoreWeights, Usage, resource_score
-from billaged.model.time import NANOS, format_duration, format_instant
+from billaged.model.time import NANOS, exact_seconds, format_duration, format_instant
 from billaged.summaries.mean import memory_mean_bytes
 
 _log = logging.getLogger("billaged.summary")
@@ -107,16 +107,10 @@ def usage_fields(usage: Usage, span_ns: int, weights: ScoreWeights) -> dict[str,
         "network_rx_bytes": usage.network_rx_bytes,
         "network_tx_bytes": usage.network_tx_bytes,
         "samples": usage.samples,
-        "measured_seconds": _seconds(usage.measured_ns),
-        "gap_seconds": _seconds(usage.gap_ns),
+        "measured_seconds": exact_seconds(usage.measured_ns),
+        "gap_seconds": exact_seconds(usage.gap_ns),
         "resource_score": str(resource_score(usage, span_ns, weights)),
     }
-
-
-def _seconds(nanos: int) -> str:
-    """Exact decimal seconds: a float would lose nanoseconds of a long session."""
-    seconds, rest = divmod(nanos, NANOS)
-    return f"{seconds}" + (f".{rest:09d}".rstrip("0") if rest else "")
 
 
 def readable_line(summary: Summary, weights: ScoreWeights) -> str:
@@ -135,7 +129,7 @@ def readable_line(summary: Summary, weights: ScoreWeights) -> str:
 
 def _rounded(nanos: int) -> int:
     """To a tenth of a second below ten, to whole seconds above: for eyes."""
-    unit = NANOS // 10 if nanos < 10 * NANOS else NANOS
+    unit = NANOS // 10 if abs(nanos) < 10 * NANOS else NANOS
     return round(nanos / unit) * unit
 
 
@@ -145,7 +139,7 @@ def _usage_text(usage: Usage, span_ns: int, weights: ScoreWeights) -> str:
         f"mem {memory_mean_bytes(usage) / GIB:.2f} GiB (peak {usage.memory_peak_bytes / GIB:.2f})",
         f"disk r {usage.disk_read_bytes / MIB:.1f} w {usage.disk_write_bytes / MIB:.1f} MiB",
         f"net rx {usage.network_rx_bytes / MIB:.2f} tx {usage.network_tx_bytes / MIB:.2f} MiB",
-        f"measured {usage.measured_ns / NANOS:.0f}s gap {usage.gap_ns / NANOS:.0f}s",
+        f"measured {format_duration(_rounded(usage.measured_ns))} gap {format_duration(_rounded(usage.gap_ns))}",
         f"score {resource_score(usage, span_ns, weights):.2f}",
     )
     return " · ".join(parts)

@@ -9,6 +9,7 @@ from billaged.reports.ledger_check.findings import Broken
 from billaged.reports.ledger_check.invariants import SENTENCES
 from billaged.reports.ledger_check.verdict import Check, Verdict
 from billaged.reports.sheet import Column, Record, Sheet, as_csv, as_json
+from billaged.settings.kinds import printable
 
 # One header: `record` says what a line is, a check or a broken row.
 _CSV: Final = ("record", "invariant", "state", "rows", "broken", "table", "key", "problem")
@@ -30,7 +31,7 @@ def broken_lines(verdict: Verdict) -> list[str]:
         if not check.broken:
             continue
         lines += ["", f"{check.invariant}: {SENTENCES[check.invariant]}"]
-        lines += [f"  {_named(broken)}: {broken.problem}" for broken in check.first]
+        lines += [printable(f"  {_named(broken)}: {broken.problem}") for broken in check.first]
         if check.broken > len(check.first):
             lines.append(f"  and {check.broken - len(check.first):,} more")
     return lines

@@ -62,7 +62,7 @@ def verdict(data_dir: Path, subject: Subject, scope: Scope, bar: Bar) -> Verdict
 
     Raises:
         NotInLedger: the ledger knows no such VM or customer.
-        StorageError: ledger or journal is missing, or the ledger cannot be read.
+        StorageError: ledger or journal is missing, the ledger is of another version, or nothing of it can be read.
     """
     left_out = _LEFT_OUT[scope] if subject == Subject() else law.OF_THE_WHOLE
     if law.JOURNAL not in left_out and not (data_dir / JOURNAL_NAME).exists():
@@ -71,14 +71,22 @@ def verdict(data_dir: Path, subject: Subject, scope: Scope, bar: Bar) -> Verdict
             "Give --ledger-only to check what is there.",
         )
     findings = Findings()
-    with auditing(data_dir / FILE_NAME) as reader:
-        _refuse_unknown(reader, subject)
-        position = reader.position
-        if law.FILE not in left_out:
-            with bar("reading the file"):
-                _check_file(reader, findings)
-        with bar("checking rows") as progress:
-            check_rows(reader, subject, findings, progress)
+    position: LedgerPosition | None = None
+    try:
+        with auditing(data_dir / FILE_NAME) as reader:
+            _refuse_unknown(reader, subject)
+            position = reader.position
+            if law.FILE not in left_out:
+                with bar("reading the file"):
+                    _check_file(reader, findings)
+            with bar("checking rows") as progress:
+                check_rows(reader, subject, findings, progress)
+    except StorageError as error:
+        if position is None or law.FILE in left_out:
+            raise
+        # Pages that cannot be read: its rows say nothing, but whether its journal is whole is what counts now.
+        findings.broke(law.FILE, "ledger", {}, str(error))
+        left_out = (*left_out, *(name for name in law.SENTENCES if name not in law.OF_THE_WHOLE), law.TALLIES)
     if law.JOURNAL not in left_out:
         with bar("verifying the journal") as progress:
             check_journal(data_dir, findings, progress)
@@ -103,5 +111,6 @@ def _check_file(reader: AuditReader, findings: Findings) -> None:
 
 
 def _check(invariant: str, findings: Findings, left_out: bool) -> Check:
-    rows = None if left_out else findings.checked[invariant]
-    return Check(invariant, rows, findings.broken[invariant], findings.first.get(invariant, []))
+    if left_out:
+        return Check(invariant, None, 0, [])
+    return Check(invariant, findings.checked[invariant], findings.broken[invariant], findings.first.get(invariant, []))
