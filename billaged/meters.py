@@ -24,8 +24,8 @@ from billaged.telemetry.metrics.requests import DoorMeter
 
 DEAD_LETTER_REASONS: Final = (WRONG_OWNER, OVERFLOW, FOLD_FAILED)
 ANOMALY_KINDS: Final = (
-    "conflict", "contradicted_stop", "counter_reset", "implausible", "late", "late_start", "late_stop", "missed_stop",
-    "returned", "vanished",
+    "conflict", "contradicted_stop", "counter_reset", "extra_stop", "implausible", "late", "late_start", "late_stop",
+    "missed_stop", "returned", "unknown_stop", "vanished",
 )  # fmt: skip
 # What the fold has counted of samples, and what it is called here.
 _OUTCOMES: Final = {"backfilled": "backfilled", "duplicates": "duplicate", "conflicts": "conflict", "late": "late"}

@@ -222,6 +222,20 @@ def test_a_disk_that_is_full_loses_no_denial(tmp_path: Path) -> None:
     assert "No space left" in said[0] and said[1:] == ["request denied", "and again"]
 
 
+def test_it_is_opened_again_where_the_end_of_the_old_one_has_no_room(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    stream, _ = logged("json", audit_file=path)
+    audit = logging.getLogger(logs.AUDIT)
+    (handler,) = audit.handlers
+    vars(handler)["_file"].close()
+    vars(handler)["_file"] = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115 - the handler's from here on
+    audit.warning("request denied")
+    logs.reopen()
+    audit.warning("and again")
+    assert "request denied" in stream.getvalue() and "cannot be written: No space left" in stream.getvalue()
+    assert json.loads(path.read_text())["message"] == "and again"
+
+
 def test_one_that_cannot_be_opened_again_stays(tmp_path: Path) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()

@@ -18,7 +18,8 @@ from prometheus_client.registry import Collector
 from scraping import OPENMETRICS, Page
 
 from billaged.aggregator.changes import FACT_COLUMNS, Checkpoint, LedgerChanges
-from billaged.meters import ANOMALY_KINDS, FoldMeter
+from billaged.meters import ANOMALY_KINDS, DEAD_LETTER_REASONS, FoldMeter
+from billaged.reports.ledger_check import words
 from billaged.settings import Http
 from billaged.telemetry.metrics import catalog, labels
 from billaged.telemetry.metrics.collector import DaemonCollector, Reading
@@ -143,6 +144,8 @@ def test_the_kinds_of_anomalies_are_all_there_are() -> None:
     # Each is there from the beginning, so that the first of it is an increase.
     page = (ROOT / "docs" / "billing-semantics.md").read_text()
     assert [kind for kind in ANOMALY_KINDS if f"`{kind}`" not in page] == []
+    assert set(ANOMALY_KINDS) == words.ANOMALY_KINDS
+    assert set(DEAD_LETTER_REASONS) == words.DEAD_LETTER_REASONS
 
 
 # --- writing ---------------------------------------------------------------------
@@ -182,7 +185,8 @@ async def served(
     """A metrics server over these readings."""
     exposition = Exposition(collector(read), wait_seconds)
     app = MetricsApp(exposition, lambda: "ok", answer_seconds)
-    server = HttpServer(app, Http(), connections_max=CONNECTIONS_MAX, place=Place("127.0.0.1", 0))
+    place = Place("127.0.0.1", 0)
+    server = HttpServer(app, Http(), connections_max=CONNECTIONS_MAX, place=place, oldest_makes_way=True)
     port = await server.start()
     try:
         yield Served("127.0.0.1", port, server)
@@ -275,14 +279,20 @@ async def test_who_does_not_read_a_large_scrape_is_cut_off() -> None:
             assert 1_000 < size < 12_000_000
 
 
-async def test_no_more_connections_than_there_are_places() -> None:
+async def test_whoever_holds_a_place_without_a_request_makes_way_for_a_scrape() -> None:
     async with served(list) as place:
         with ExitStack() as taken:
-            for _ in range(CONNECTIONS_MAX):
-                taken.enter_context(socket.create_connection(place))
+            idle = [taken.enter_context(socket.create_connection(place)) for _ in range(CONNECTIONS_MAX)]
             await until(lambda: place.connections() == CONNECTIONS_MAX, "all places taken")
-            with pytest.raises(httpx.TransportError):
-                await get(place, "/health")
+            assert (await get(place)).status_code == 200
+            # It was the oldest one's place.
+            idle[0].settimeout(10)
+            with suppress(ConnectionResetError):
+                assert idle[0].recv(1) == b""
+            for _ in range(10 * CONNECTIONS_MAX):
+                taken.enter_context(socket.create_connection(place)).sendall(b"GET /metrics HTTP/1.1\r\n")
+            assert (await get(place, "/health")).status_code == 200
+            assert place.connections() <= CONNECTIONS_MAX
         await until(lambda: place.connections() == 0, "no connection any more")
         assert (await get(place)).status_code == 200
 

@@ -49,7 +49,11 @@ class AuditFile(logging.Handler):
             old, self._file = self._file, file
         finally:
             self.release()
-        old.close()
+        try:
+            old.close()
+        except OSError as error:
+            # Its disk is full: those lines are in the log, too.
+            _log.error("the end of the old audit log cannot be written: %s", error.strerror or error)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -15,10 +15,14 @@ from typing import Any, Final, TextIO
 import structlog
 
 from billaged.telemetry.audit_file import AuditFile
+from billaged.telemetry.log_stream import LogStream
+from billaged.telemetry.repeats import Repeats
 from billaged.telemetry.traces import current
 
 AUDIT: Final = "billaged.audit"
 _NOISY: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic", "asyncio", "grpc", "urllib3", "opentelemetry")
+# What is in them anybody who can connect may cause.
+_OF_STRANGERS: Final = ("uvicorn.error", "billaged.web")
 # What a line of a longer event begins with on a terminal: a line that begins otherwise is an event of its own.
 _BESIDE: Final = "    | "
 _CONTINUED: Final = f"\n{_BESIDE}"
@@ -43,13 +47,15 @@ def configure(
     stream = stream or sys.stdout
     if style == "auto":
         style = "text" if stream.isatty() else "json"
-    handler = logging.StreamHandler(stream)
+    handler = _handler(stream)
     handler.setFormatter(_formatter(style, colors=stream.isatty()))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name in _OF_STRANGERS:
+        logging.getLogger(name).filters[:] = [Repeats()]
     for name, its_level in (levels or {}).items():
         logging.getLogger(name).setLevel(its_level.upper())
     audit = logging.getLogger(AUDIT)
@@ -59,6 +65,15 @@ def configure(
     audit.propagate = audit_file is None
     if audit_file is not None:
         audit.addHandler(AuditFile(audit_file, _formatter("json"), instead=handler))
+
+
+def _handler(stream: TextIO) -> logging.Handler:
+    try:
+        descriptor = stream.fileno()
+    except OSError:
+        # One in memory.
+        return logging.StreamHandler(stream)
+    return LogStream(descriptor, stream.encoding)
 
 
 def reopen() -> None:

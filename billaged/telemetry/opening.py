@@ -64,14 +64,15 @@ class OpenTelemetry:
         from billaged.telemetry.otlp.metrics import MetricSender
         from billaged.telemetry.otlp.reason import Reason
         from billaged.telemetry.otlp.sender import Sender
+        from billaged.telemetry.otlp.session import CollectorSession
         from billaged.telemetry.otlp.spans import SpanSender
 
         target = self._target
         about = {"service.name": target.service_name, "service.version": target.service_version}
         resource = Resource.create(about)
         spans_url, metrics_url = f"{target.url}/v1/traces", f"{target.url}/v1/metrics"
-        span_exporter = OTLPSpanExporter(spans_url, timeout=_EXPORT_SECONDS)
-        metric_exporter = OTLPMetricExporter(metrics_url, timeout=_EXPORT_SECONDS)
+        span_exporter = OTLPSpanExporter(spans_url, timeout=_EXPORT_SECONDS, session=CollectorSession())
+        metric_exporter = OTLPMetricExporter(metrics_url, timeout=_EXPORT_SECONDS, session=CollectorSession())
         self._spans = SpanSender(self.tracing, span_exporter, resource, target.service_version)
         self._metrics = MetricSender(collector, metric_exporter, resource, target.service_version)
         self._senders = (

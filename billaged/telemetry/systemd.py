@@ -47,7 +47,7 @@ class ServiceManager:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as speaker:
                 speaker.setblocking(False)
-                speaker.sendto(message.encode(), self._address)
+                speaker.sendto(message.encode(errors="backslashreplace"), self._address)
         except OSError as error:
             _log.debug("the service manager cannot be told: %s", error)
 

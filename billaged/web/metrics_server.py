@@ -27,7 +27,8 @@ class MetricsServer:
         self._exposition = exposition
         place = Place(settings.address, settings.port, _ADDRESS, _PORT)
         app = MetricsApp(exposition, state)
-        self._server = HttpServer(app, Http(), connections_max=CONNECTIONS_MAX, place=place)
+        # A scrape is sent at once and soon over: whoever holds a place for longer is none, and keeps none out.
+        self._server = HttpServer(app, Http(), connections_max=CONNECTIONS_MAX, place=place, oldest_makes_way=True)
 
     async def start(self) -> int | None:
         """Serve; returns the port, None where it is not wanted.

@@ -57,9 +57,13 @@ class GuardedProtocol(HttpToolsProtocol):
         *arguments: Any,
         made: Callable[[], None] = lambda: None,
         connections_max: int,
+        oldest_makes_way: bool = False,
         **named: Any,
     ) -> None:
         """``made`` is called when the connection is made; the rest is uvicorn's.
+
+        One connection too many is closed as it comes; with ``oldest_makes_way`` the oldest one is, first of those
+        that have not sent a whole request.
 
         Each open connection is a file descriptor, which the journal and the gRPC server need as
         well. Those in their TLS handshake count too (``web.acceptor``).
@@ -67,6 +71,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self._made = made
         self._connections_max = connections_max
+        self._oldest_makes_way = oldest_makes_way
+        self._since_seconds = self.loop.time()
         self._deadline: asyncio.TimerHandle | None = None  # when the request that is coming in is cut off
         self._header_bytes = 0  # received since the body last moved forward
         self._peer: dict[object, object] | None = None  # the certificate it has shown
@@ -74,7 +80,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._made()
-        if len(self.connections) > self._connections_max:
+        if not self._has_place():
             transport.abort()
         else:
             self._peer = _peer(transport)
@@ -115,6 +121,14 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._header_bytes = 0
         self._clear_deadline()
+
+    def _has_place(self) -> bool:
+        if not self._oldest_makes_way:
+            return len(self.connections) <= self._connections_max
+        others: list[Any] = [each for each in self.connections if each is not self and not each.transport.is_closing()]
+        if len(others) >= self._connections_max:
+            min(others, key=lambda each: (each._deadline is None, each._since_seconds))._cut()
+        return True
 
     def _set_deadline(self) -> None:
         self._deadline = self.loop.call_later(self.request_seconds, self._cut)

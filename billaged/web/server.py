@@ -82,16 +82,20 @@ class HttpServer:
         handshake_timeout_seconds: float = 10.0,
         connections_max: int | None = None,
         place: Place | None = None,
+        *,
+        oldest_makes_way: bool = False,
     ) -> None:
         """With a keeper it serves TLS only: a client certificate is asked for where there is trust, but not needed.
 
-        ``connections_max`` is for less than the settings allow, ``place`` for another than theirs.
+        ``connections_max`` is for less than the settings allow, ``place`` for another than theirs. With
+        ``oldest_makes_way`` one connection too many is the end of the oldest, without it its own.
         """
         self._app = app
         self._place = Place(settings.address, settings.port) if place is None else place
         self._keeper = keeper
         self._handshake_timeout_seconds = handshake_timeout_seconds
         self._connections_max = settings.max_connections if connections_max is None else connections_max
+        self._oldest_makes_way = oldest_makes_way
         self._listening: socket.socket | None = None
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -118,7 +122,14 @@ class HttpServer:
             self._limited,
             interface="asgi3",
             # Called for each connection, as the class would be.
-            http=cast(Any, functools.partial(GuardedProtocol, connections_max=self._connections_max)),
+            http=cast(
+                Any,
+                functools.partial(
+                    GuardedProtocol,
+                    connections_max=self._connections_max,
+                    oldest_makes_way=self._oldest_makes_way,
+                ),
+            ),
             ws="none",
             lifespan="off",
             log_config=None,
