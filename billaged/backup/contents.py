@@ -67,11 +67,23 @@ def read_manifest(text: bytes, origin: str) -> Manifest:
         manifest = Manifest(**{**fields, "files": [Entry(**entry) for entry in fields["files"]]})
         names = [entry.name for entry in manifest.files]
         whole = len(set(names)) == len(names) and all(map(is_known, names)) and set(DATABASES) <= set(names)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        whole = whole and _has_types(manifest) and all(map(_has_types, manifest.files))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StorageError(f"{MANIFEST} of {origin} is damaged: {error}.", _ANOTHER) from error
     if not whole:
         raise StorageError(f"{MANIFEST} of {origin} is damaged: its files are {names}.", _ANOTHER)
     return manifest
+
+
+def _has_types(record: Manifest | Entry) -> bool:
+    """Whether its texts are printable, and its numbers are some; who tampered with a backup may write anything."""
+    values = record._asdict()
+    values.pop("files", None)
+    of_numbers = {"bytes", "journal_position", "ledger_position"}
+    return all(
+        type(value) is int and value >= 0 if name in of_numbers else isinstance(value, str) and value.isprintable()
+        for name, value in values.items()
+    )
 
 
 def check_files(manifest: Manifest, found: Sequence[Entry], origin: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 from typing import IO, NamedTuple
 
 from billaged.backup.moving import bytes_of, check_room, give_to_owner_of, same_disk
 from billaged.ledger.backup import FOLDER_NAME, LedgerFile, back_up_beside, look_at
-from billaged.ledger.copying import BytesDone, Pace, copy_database
+from billaged.ledger.copying import BytesDone, Pace, copy_database, own_folder
 from billaged.ledger.database import FILE_NAME
 from billaged.model.errors import StorageError
 
@@ -59,8 +59,8 @@ def copy_to_stream(data_dir: Path, stream: IO[bytes], spare_bytes: int, pace: Pa
     look_at(source)
     _check_room(source, Path(gettempdir()), spare_bytes)
     try:
-        with TemporaryDirectory(prefix=".billaged-backup-") as folder:
-            path = Path(folder) / FILE_NAME
+        with own_folder(Path(gettempdir())) as folder:
+            path = folder / FILE_NAME
             copy_database(source, path, pace, told)
             with path.open("rb") as copy:
                 shutil.copyfileobj(copy, stream)

@@ -12,6 +12,7 @@ from billaged.backup.contents import FOLDERS, MANIFEST, Entry, Manifest, check_f
 from billaged.backup.moving import SyncedWriter, check_room, pour
 from billaged.ledger.copying import BytesDone, new_file
 from billaged.model.errors import StorageError
+from billaged.settings.kinds import printable
 
 _MANIFEST_BYTES_MAX: Final = 64 * 2**20
 _ANOTHER: Final = "Take another backup."
@@ -49,11 +50,12 @@ class FromFolder:
         counted = _counted(told, manifest.bytes)
         found = []
         for entry in manifest.files:
-            try:
-                with (self._path / entry.name).open("rb") as reader:
-                    found.append(_take(reader, into, entry.name, counted))
-            except FileNotFoundError as error:
-                raise StorageError(f"{self.name} lacks {entry.name}.", _ANOTHER) from error
+            path = self._path / entry.name
+            # To open a pipe would wait for somebody to write to it.
+            if not path.is_file():
+                raise StorageError(f"{self.name} lacks {entry.name}.", _ANOTHER)
+            with path.open("rb") as reader:
+                found.append(_take(reader, into, entry.name, counted))
         check_files(manifest, found, self.name)
         return manifest
 
@@ -83,7 +85,8 @@ class FromTar:
                     elif is_known(name):
                         found.append(_take(content, into, name, counted))
                     else:
-                        raise StorageError(f"{self.name} is no backup of a data directory: it has {member.name}.")
+                        stray = printable(member.name)
+                        raise StorageError(f"{self.name} is no backup of a data directory: it has {stray}.")
         except (tarfile.TarError, EOFError, zlib.error) as error:
             raise StorageError(f"{self.name} is no backup, or not all of it: {error}.", _ANOTHER) from error
         if manifest is None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 from typing import IO, Final
 
 from billaged import __version__
@@ -25,7 +25,7 @@ from billaged.intake.segment_file import segments_in
 from billaged.intake.segments import FOLDER_NAME as SEGMENTS
 from billaged.intake.sqlite import FILE_NAME as JOURNAL
 from billaged.ledger.backup import look_at
-from billaged.ledger.copying import BytesDone, Pace, new_file, sync_folder
+from billaged.ledger.copying import BytesDone, Pace, new_file, own_folder, sync_folder
 from billaged.ledger.cuts import FOLDER_NAME as SNAPSHOTS
 from billaged.ledger.cuts import cuts_in
 from billaged.ledger.database import FILE_NAME as LEDGER
@@ -82,10 +82,10 @@ def _into_stream(
 ) -> Manifest:
     meter = Meter(data_dir, pace, told)
     with (
-        TemporaryDirectory(prefix=".billaged-backup-", dir=stage) as own,
+        own_folder(stage) as own,
         tarfile.open(fileobj=stream, mode="w|", bufsize=_BLOCK_BYTES, format=tarfile.PAX_FORMAT) as archive,  # type: ignore[call-overload]
     ):
-        return _back_up(data_dir, Tar(archive, Path(own), meter))
+        return _back_up(data_dir, Tar(archive, own, meter))
 
 
 def _back_up(data_dir: Path, target: Target) -> Manifest:

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from billaged.ledger.copying import FULL_SPEED, UNFINISHED_SUFFIX, BytesDone, Pace, copy_database
+from billaged.ledger.copying import FULL_SPEED, UNFINISHED_SUFFIX, BytesDone, Pace, copy_database, remove_abandoned
 from billaged.model.errors import StorageError
 
 FOLDER_NAME: Final = "backups"
@@ -91,11 +91,25 @@ def back_up_beside(ledger: Path, pace: Pace, told: BytesDone, keep: int | None) 
     """
     folder = _folder_of(ledger)
     target = folder / f"ledger-{stamp()}.db"
+    for path in folder.glob(f"ledger-*{UNFINISHED_SUFFIX}"):
+        # One of a migration is begun and removed by the daemon.
+        if _ASKED_FOR.fullmatch(path.name.removesuffix(UNFINISHED_SUFFIX)):
+            _remove_abandoned(path)
     existing = sorted(path for path in folder.iterdir() if _ASKED_FOR.fullmatch(path.name))
     copy_database(ledger, target, pace, told)
     if keep is not None:
         _keep_newest([*existing, target], keep)
     return target
+
+
+def _remove_abandoned(unfinished: Path) -> None:
+    try:
+        remove_abandoned(unfinished)
+    except FileNotFoundError:
+        # It has its name by now.
+        return
+    except OSError as error:
+        raise StorageError(f"{unfinished}, which is not finished, cannot be removed: {error.strerror}.") from error
 
 
 def _folder_of(ledger: Path) -> Path:

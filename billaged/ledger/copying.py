@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from billaged.model.errors import StorageError
@@ -22,8 +25,11 @@ _STEP_PAGES: Final = 256
 # Write and read version in the header (sqlite.org/fileformat2.html#file_format_version_numbers): 1 is without WAL.
 _VERSIONS_AT: Final = 18
 _WITHOUT_WAL: Final = b"\x01\x01"
+# Beside a database of that name it would take the copy for its own.
+_OF_SQLITE: Final = ("-wal", "-shm", "-journal")
 # A large sync at once would hold up the daemon's own.
 SYNC_BYTES: Final = 8 * 2**20
+_ASKED_TO_END: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Pace:
@@ -57,6 +63,8 @@ def copy_database(source: Path, target: Path, pace: Pace, told: BytesDone) -> No
     Raises:
         StorageError: there is a target already, or one of them cannot be used.
     """
+    if target.name.endswith(_OF_SQLITE):
+        raise StorageError(f"{target} has a name of SQLite's own files.", "Choose another name.")
     try:
         with new_file(target) as (descriptor, unfinished):
             _copy(source, unfinished, descriptor, pace, told)
@@ -77,20 +85,79 @@ def new_file(target: Path) -> Iterator[tuple[int, Path]]:
     """
     _refuse_existing(target)
     unfinished = target.with_name(target.name + UNFINISHED_SUFFIX)
-    descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor, is_ours = -1, False
     try:
-        _take(descriptor, unfinished)
-        try:
-            yield descriptor, unfinished
-            os.fsync(descriptor)
-            _refuse_existing(target)
-            unfinished.rename(target)
-        except BaseException:
+        with undisturbed():
+            descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            _take(descriptor, unfinished)
+            is_ours = True
+        yield descriptor, unfinished
+        os.fsync(descriptor)
+        _refuse_existing(target)
+        unfinished.rename(target)
+    except BaseException:
+        if is_ours:
             unfinished.unlink(missing_ok=True)
-            raise
+        raise
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    sync_folder(target.parent)
+
+
+@contextmanager
+def own_folder(within: Path) -> Iterator[Path]:
+    """A folder for as long as the body takes.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = None
+    try:
+        with undisturbed():
+            folder = TemporaryDirectory(prefix=".billaged-backup-", dir=within)
+        yield Path(folder.name)
+    finally:
+        if folder is not None:
+            folder.cleanup()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Whoever asks the process to end is heard after the body: what it makes is then known to those who clean up."""
+    if threading.current_thread() is not threading.main_thread():
+        # No signal is handled here.
+        yield
+        return
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in _ASKED_TO_END}
+    handled = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in handled:
+        signal.signal(number, lambda number, _frame: asked.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+        for heard in asked:
+            signal.raise_signal(heard)
+
+
+def remove_abandoned(unfinished: Path) -> None:
+    """Remove what a process has left that was killed; what another one is at stays.
+
+    Raises:
+        OSError: it cannot be opened, or removed.
+    """
+    descriptor = os.open(unfinished, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    else:
+        unfinished.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
-    sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -113,10 +180,20 @@ def _refuse_existing(target: Path) -> None:
 
 def _take(descriptor: int, unfinished: Path) -> None:
     """What a process left that was killed is begun anew; what another one is at is left alone."""
+    by_another = StorageError(f"{unfinished} is being written by another process.", "Let it finish.")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        named = unfinished.lstat()
     except OSError as error:
-        raise StorageError(f"{unfinished} is being written by another process.", "Let it finish.") from error
+        raise by_another from error
+    opened = os.fstat(descriptor)
+    # Locked just after another one has finished, it may have its real name by now.
+    if not os.path.samestat(opened, named):
+        raise by_another
+    if opened.st_uid != os.geteuid() or opened.st_nlink != 1:
+        # Its owner would read what is written there.
+        raise StorageError(f"{unfinished} is there already, and somebody else's.", "Remove it, or choose another name.")
+    os.fchmod(descriptor, 0o600)
     os.ftruncate(descriptor, 0)
 
 
