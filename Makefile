@@ -45,6 +45,7 @@ $(VENV_PYTHON):
 # setuptools comes first and from the constraints, so that our own package is built
 # with a known one, without a second, unpinned download into an isolated build.
 $(STAMP): setup.cfg pyproject.toml constraints.txt | $(VENV_PYTHON)
+	@echo "installing what constraints.txt pins into $(VENV): a minute or two, the first time"
 	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
 	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[agent,dev]'
 	@rm -f $(VENV)/.setup-*; touch $@

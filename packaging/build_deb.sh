@@ -1,8 +1,9 @@
 #!/bin/sh
 # Makes build/billaged_VERSION_ARCH.deb: what scripts/install.sh stages, and what Debian does around it.
 #
-#   packaging/build_deb.sh [--into DIR] [--extras LIST]
+#   packaging/build_deb.sh [--into DIR] [--extras LIST] [--from DIR]
 #
+# --from takes the release from where `scripts/install.sh --prefix DIR` has made it, if it is of the same sources and Python.
 # It holds the venv, linked to the distribution's own Python: a package for the release of Debian or Ubuntu it was
 # built on.
 set -eu
@@ -11,12 +12,13 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 root=$(dirname -- "$here")
 fail() { printf 'build_deb.sh: %s\n' "$*" >&2; exit 1; }
 
-into=$root/build extras=''
+into=$root/build extras='' from=''
 while [ $# -gt 0 ]; do
     case $1 in
         --into) into=$2 ;;
         --extras) extras=$2 ;;
-        *) fail "usage: packaging/build_deb.sh [--into DIR] [--extras LIST]" ;;
+        --from) from=$2 ;;
+        *) fail "usage: packaging/build_deb.sh [--into DIR] [--extras LIST] [--from DIR]" ;;
     esac
     shift 2
 done
@@ -30,19 +32,45 @@ trap 'rm -rf -- "$scratch"' EXIT
 # Its mode is that of the package's root.
 stage=$scratch/root
 mkdir "$stage"
+if [ -n "$from" ]; then
+    mkdir -p "$stage/opt/billaged"
+    cp -a -- "$from/opt/billaged/releases" "$stage/opt/billaged/"
+fi
 "$root/scripts/install.sh" --package --prefix "$stage" --python "$python" ${extras:+--extras "$extras"}
-rm -f "$stage/opt/billaged/.lock"
+rm -f "$stage/opt/billaged/.lock" "$stage/opt/billaged/.logrotate"
 
 version=$(sed -n 's/^__version__ *= *"\([^"]*\)"$/\1/p' "$root/billaged/__init__.py")
 architecture=$(dpkg --print-architecture)
+# From one folder below / to another, links of a package are absolute.
+for link in "$stage"/usr/bin/billaged* "$stage/usr/share/billaged/dashboards"; do
+    target=$(readlink "$link")
+    ln -sfn "/opt/${target#*/opt/}" "$link"
+done
+maintainer=$(sed -n 's/^Upstream-Contact: //p' "$here/debian/copyright")
+
+pages=$stage/usr/share/doc/billaged
+mkdir -p "$pages" "$stage/usr/share/lintian/overrides"
+cp "$here/debian/copyright" "$root/CHANGELOG.md" "$root"/docs/*.md "$pages/"
+cp "$here/debian/lintian-overrides" "$stage/usr/share/lintian/overrides/billaged"
+# The same sources give the same file.
+made=${SOURCE_DATE_EPOCH:-$(stat -c %Y "$root/CHANGELOG.md")}
+cat <<END | gzip -9n >"$pages/changelog.gz"
+billaged ($version) unstable; urgency=medium
+
+  * What is new in this version is in CHANGELOG.md.
+
+ -- $maintainer  $(date -Rud "@$made")
+END
+chmod -R u=rwX,go=rX "$pages" "$stage/usr/share/lintian"
+
 mkdir "$stage/DEBIAN"
 cat >"$stage/DEBIAN/control" <<END
 Package: billaged
 Version: $version
 Architecture: $architecture
-Maintainer: The billaged developers <billaged@localhost>
+Maintainer: $maintainer
 Depends: $package, libc6, passwd
-Recommends: systemd
+Recommends: logrotate, systemd
 Section: admin
 Priority: optional
 Installed-Size: $(du -sk --exclude DEBIAN "$stage" | cut -f 1)
@@ -51,7 +79,8 @@ Description: turns raw VM usage into bills that can be proved
  durable before it acknowledges them, folds them into usage, and records what
  it did not see.
 END
-echo /etc/billaged/billaged.env >"$stage/DEBIAN/conffiles"
+printf '%s\n' /etc/billaged/billaged.env /etc/logrotate.d/billaged >"$stage/DEBIAN/conffiles"
+(cd "$stage" && find . -type f ! -path './DEBIAN/*' -printf '%P\0' | LC_ALL=C sort -z | xargs -0 md5sum) >"$stage/DEBIAN/md5sums"
 for script in postinst prerm postrm; do
     cp "$here/debian/$script" "$stage/DEBIAN/$script"
     chmod 755 "$stage/DEBIAN/$script"

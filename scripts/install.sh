@@ -15,8 +15,8 @@ usage() {
 Usage: scripts/install.sh [OPTION]...
 
 Installs billaged: a venv of its own under /opt/billaged, a system user, the systemd units, /etc/billaged/billaged.env
-with all settings and their defaults, shell completion, and the command billaged. Doing it again changes nothing;
-from a newer checkout it is an upgrade. Needs root, Python 3.11 or newer with venv, and a package index; pip's own
+with all settings and their defaults, shell completion, dashboards and alert rules, and the commands billaged and
+billaged-import-dashboards. Doing it again changes nothing; from a newer checkout it is an upgrade. Needs root, Python 3.11 or newer with venv, and a package index; pip's own
 settings (PIP_INDEX_URL, PIP_FIND_LINKS and the others, pip.conf) are used as they are: `sudo -E` hands them on.
 
   --prefix DIR    put everything under DIR, which stands for / : for packages, images and chroots (as DESTDIR does).
@@ -28,7 +28,7 @@ settings (PIP_INDEX_URL, PIP_FIND_LINKS and the others, pip.conf) are used as th
   --extras LIST   extras of setup.cfg to install, like agent: that one brings billaged-agent.service, too
   --no-start      neither start nor restart the service
   --rollback      make the previous release the current one again, and restart
-  --uninstall     remove all of it but settings (/etc/billaged), data (/var/lib/billaged) and the user
+  --uninstall     remove all of it but settings (/etc/billaged), data (/var/lib/billaged*, /var/log/billaged) and the user
   --package       lay it out as a distribution's package: /usr for /usr/local, units in /usr/lib (with --prefix)
   --help          this
 END
@@ -82,11 +82,15 @@ case $extras in *[!a-zA-Z0-9_,-]*) fail "no list of extras: $extras" ;; esac
 home=$prefix/opt/billaged
 settings=$prefix/etc/billaged
 case $layout in
-    local) share=$prefix/usr/local/share link=$prefix/usr/local/bin/billaged units=$prefix/etc/systemd/system ;;
-    package) share=$prefix/usr/share link=$prefix/usr/bin/billaged units=$prefix/usr/lib/systemd/system ;;
+    local) usr=usr/local units=$prefix/etc/systemd/system zsh=site-functions ;;
+    # Where Debian's zsh looks for what packages bring.
+    package) usr=usr units=$prefix/usr/lib/systemd/system zsh=vendor-completions ;;
 esac
+commands=$prefix/$usr/bin
+share=$prefix/$usr/share
+logrotate=$prefix/etc/logrotate.d/billaged
 bash_completion=$share/bash-completion/completions/billaged
-zsh_completion=$share/zsh/site-functions/_billaged
+zsh_completion=$share/zsh/$zsh/_billaged
 fish_completion=$share/fish/vendor_completions.d/billaged.fish
 
 # --- systemd, as far as it is there ----------------------------------------------------------
@@ -167,6 +171,7 @@ sources() {
     (
         cd "$source"
         printf '%s\n' setup.cfg pyproject.toml constraints.txt README.md scripts/install.sh
+        printf '%s\n' scripts/import_dashboards.py dashboards/alerts.yml dashboards/billaged-*.json
         find billaged systemd -type f ! -path '*/__pycache__/*' ! -name '*.pyc'
     ) | LC_ALL=C sort
 }
@@ -210,8 +215,13 @@ build_release() {
 # The same process throughout: the service manager knows it by its id. A release is never written to.
 exec "$(dirname -- "$(readlink -f -- "$0")")/python" -I -B -m billaged "$@"
 END
+    cat >"$new/bin/billaged-import-dashboards" <<'END'
+#!/bin/sh
+here=$(dirname -- "$(readlink -f -- "$0")")
+exec "$here/python" -I -B "$here/../share/scripts/import_dashboards.py" "$@"
+END
     cp "$source/systemd/billaged-command" "$new/bin/billaged-command"
-    chmod 755 "$new/bin/billaged" "$new/bin/billaged-command"
+    chmod 755 "$new"/bin/billaged*
     # What is missing or broken is found before anything depends on it.
     "$new/bin/billaged" --version >/dev/null
     "$new/bin/python" -I -B -c 'import billaged.daemon, billaged.cli.serve'
@@ -227,7 +237,12 @@ END
     mkdir -p "$new/share/systemd"
     cp "$source"/systemd/*.service "$source"/systemd/*.timer "$new/share/systemd/"
     case ,$extras, in *,agent,*) ;; *) rm "$new/share/systemd/billaged-agent.service" ;; esac
-    cp "$source/systemd/billaged.env.example" "$new/share/"
+    cp "$source/systemd/billaged.env.example" "$source/systemd/billaged.logrotate" "$new/share/"
+    # Side by side as in a checkout: the one finds the others.
+    mkdir "$new/share/scripts" "$new/share/dashboards"
+    cp "$source/scripts/import_dashboards.py" "$new/share/scripts/"
+    cp "$source"/dashboards/alerts.yml "$source"/dashboards/billaged-*.json "$new/share/dashboards/"
+    "$new/bin/billaged-import-dashboards" --help >/dev/null
     for shell in bash zsh fish; do
         "$new/bin/billaged" completion "$shell" >"$new/share/completion.$shell"
     done
@@ -289,6 +304,17 @@ place_settings() {
     fi
 }
 
+# As this release has it, where nobody has changed what was installed before.
+place_logrotate() {
+    placed=$home/.logrotate
+    if [ -e "$logrotate" ] && ! cmp -s "$placed" "$logrotate"; then
+        say "kept $logrotate, which is not as it was installed"
+        return
+    fi
+    sed "s/ billaged billaged\$/ $user $group/" "$1/share/billaged.logrotate" >"$placed"
+    place "$placed" "$logrotate"
+}
+
 make_user() {
     if [ -z "$user" ]; then
         user=$(sed -n 's/^User=//p' "$units/billaged.service" 2>/dev/null || :)
@@ -323,6 +349,7 @@ use_release() {
     make_agent_user "$release"
     place_units "$release"
     place_settings "$release" "${old:+$home/$old}"
+    place_logrotate "$release"
     place "$release/share/completion.bash" "$bash_completion"
     place "$release/share/completion.zsh" "$zsh_completion"
     place "$release/share/completion.fish" "$fish_completion"
@@ -333,11 +360,12 @@ use_release() {
     else
         say "current release: $1, as before"
     fi
-    # From where it stands, so that it leads there in a staging root as well.
-    case $layout in
-        local) point "$link" ../../../opt/billaged/current/bin/billaged ;;
-        package) point "$link" ../../opt/billaged/current/bin/billaged ;;
-    esac
+    # From where they stand, so that they lead there in a staging root as well.
+    up=$(printf '%s\n' "$usr" | sed 's|[^/]*|..|g')
+    for command in billaged billaged-import-dashboards; do
+        point "$commands/$command" "$up/../opt/billaged/current/bin/$command"
+    done
+    point "$share/billaged/dashboards" "$up/../../opt/billaged/current/share/dashboards"
     run_service "$old" "releases/$1"
 }
 
@@ -414,10 +442,13 @@ do_uninstall() {
     rm -f "$prefix"/etc/systemd/system/*.wants/billaged.service "$prefix"/etc/systemd/system/*.wants/billaged-agent.service \
         "$prefix"/etc/systemd/system/*.wants/billaged-command@*.timer
     rm -f "$units/billaged.service" "$units/billaged-command@.service" "$units/billaged-command@.timer" \
-        "$units/billaged-agent.service" "$link" "$bash_completion" "$zsh_completion" "$fish_completion"
+        "$units/billaged-agent.service" "$commands/billaged" "$commands/billaged-import-dashboards" "$logrotate" \
+        "$share/billaged/dashboards" "$bash_completion" "$zsh_completion" "$fish_completion"
+    rmdir "$share/billaged" 2>/dev/null || :
     rm -rf -- "$home"
     systemd_runs && systemctl daemon-reload
-    say "removed billaged. Still there: $settings (settings), $prefix/var/lib/billaged (data), the user, drop-ins of units"
+    say "removed billaged. Still there: $settings (settings), $prefix/var/lib/billaged and what begins like it (data)," \
+        "$prefix/var/log/billaged, the user, drop-ins of units"
 }
 
 if [ -z "$prefix" ] && [ -e /usr/bin/billaged ]; then

@@ -58,6 +58,7 @@ Try in another terminal:
   export UNKEY_BILLAGED_DATA_DIR={data}
   .venv/bin/billaged vms
   .venv/bin/billaged usage vm {vm_id}
+  .venv/bin/billaged bill --vm {vm_id} --period this-month
 """
 
 PR_SET_PDEATHSIG = 1

@@ -21,21 +21,24 @@ NEEDED = (
     "constraints.txt",
     "README.md",
     "Makefile",
+    "CHANGELOG.md",
     "billaged",
+    "dashboards",
+    "docs",
     "scripts",
     "systemd",
     "packaging",
 )
 
 
-def copy_to(folder: Path) -> Path:
-    """The tree as it is now: what others edit meanwhile stays out of it."""
+def copy_to(folder: Path, tree: Path = ROOT) -> Path:
+    """A tree as it is now: what others edit meanwhile stays out of it."""
     for name in NEEDED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        if (tree / name).is_dir():
+            shutil.copytree(tree / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+            shutil.copy2(tree / name, folder / name)
     return folder
 
 

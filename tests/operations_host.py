@@ -48,9 +48,10 @@ class Host:
 
     def __init__(self, root: Path, policy: str) -> None:
         self.etc, self.data, self.reports = root / "etc", root / "lib" / "billaged", root / "lib" / "reports"
-        self.backup, self.tmp, self.work = root / "backup", root / "tmp", root / "work"
+        self.backup, self.backups = root / "backup", root / "lib" / "backups"
+        self.tmp, self.work = root / "tmp", root / "work"
         self._bin, self.log = root / "bin", root / "log"
-        for folder in (self.etc, self.data, self.reports, self.backup, self.tmp, self.work, self._bin):
+        for folder in (self.etc, self.data, self.reports, self.backups, self.backup, self.tmp, self.work, self._bin):
             folder.mkdir(parents=True)
         self.data.chmod(0o700)
         self._daemon: DaemonProcess | None = None

@@ -19,6 +19,7 @@ class Elsewhere(NamedTuple):
 _MACHINE = "needs root and a machine with systemd"
 _BOOT = "tests/test_systemd_boot.py::"
 _INSTALL = "tests/test_install.py::"
+_PACKAGES = "tests/test_install_packages.py::"
 # What cannot be run here, and where it, or what it stands for, is.
 ELSEWHERE = {
     "apt install python3-venv": Elsewhere("changes this machine", _BOOT + "test_it_starts_and_is_ready_when_it_serves"),
@@ -26,14 +27,17 @@ ELSEWHERE = {
     "-E make install": Elsewhere(_MACHINE, _INSTALL + "test_the_installed_command_runs_and_is_what_was_tested"),
     'make install INSTALL="--extras agent"': Elsewhere(_MACHINE, _BOOT + "test_the_agent_meters_in_its_sandbox"),
     'make install INSTALL="--user meter --no-start"': Elsewhere(
-        _MACHINE, _INSTALL + "test_the_units_have_the_user_that_was_asked_for"
+        _MACHINE, "tests/test_install_upgrade.py::test_the_units_have_the_user_that_was_asked_for"
+    ),
+    "GRAFANA_URL=https://grafana.example GRAFANA_TOKEN=glsa_... billaged-import-dashboards": Elsewhere(
+        "needs Grafana", _INSTALL + "test_dashboards_and_alert_rules_are_there_and_can_be_imported"
     ),
     "make uninstall": Elsewhere(_MACHINE, _BOOT + "test_uninstalling_stops_it_and_keeps_settings_and_data"),
-    "make deb": Elsewhere("takes minutes", _INSTALL + "test_the_debian_package_holds_the_same"),
+    "make deb": Elsewhere("takes minutes", _PACKAGES + "test_the_debian_package_holds_the_same"),
     "make build": Elsewhere("takes minutes", "tests/test_build.py::test_the_executable_serves_meters_and_stops"),
-    "podman build -t billaged .": Elsewhere("needs podman", _INSTALL + "test_the_containerfile_says_what_works"),
+    "podman build -t billaged .": Elsewhere("needs podman", _PACKAGES + "test_the_containerfile_says_what_works"),
     "docker build -f Containerfile -t billaged .": Elsewhere(
-        "needs docker", _INSTALL + "test_the_containerfile_says_what_works"
+        "needs docker", _PACKAGES + "test_the_containerfile_says_what_works"
     ),
     "scripts/install.sh --prefix DIR": Elsewhere(
         "takes minutes", _INSTALL + "test_the_installed_command_runs_and_is_what_was_tested"
@@ -99,7 +103,8 @@ SYSTEMCTL: dict[str, Callable[[Host], object]] = {
     "systemctl reload billaged": Host.reload,
     "systemctl start billaged-command@acme": lambda host: host.run_command("acme"),
     "systemctl enable --now billaged-command@acme.timer": lambda host: None,
-    "systemctl enable --now billaged-command@backup.timer": lambda host: host.run_command("backup"),
+    "systemctl start billaged-command@backup": lambda host: host.run_command("backup"),
+    "systemctl enable --now billaged-command@backup.timer": lambda host: None,
 }
 
 # What has happened to the host when somebody needs these lines.
@@ -117,7 +122,7 @@ SUBSTITUTIONS: tuple[tuple[str, Callable[[Host], str]], ...] = (
     (r"[^ ]+/ledger-2026\S+\.db|\bFILE$", lambda host: host.newest(host.data / "backups", "ledger-2*.db")),
     (r"[^ ]+/ledger-0002-before-\S+\.db", lambda host: host.newest(host.data / "backups", "ledger-0002-before-*.db")),
     (r"/etc/billaged", lambda host: str(host.etc)),
-    (r"/var/lib/billaged-reports", lambda host: str(host.reports)),
+    (r"/var/lib/billaged-backups", lambda host: str(host.backups)),
     (r"/var/lib/billaged", lambda host: str(host.data)),
     (r"/backup/billaged-2026-11-21", lambda host: host.newest(host.backup, "billaged-2*")),
     (r"/backup\b", lambda host: str(host.backup)),

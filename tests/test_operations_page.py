@@ -44,7 +44,7 @@ READS = re.compile(r"billaged (vms|usage|bill|gaps|verify|policy|ledger check|jo
 
 def in_file(host: Host, text: str) -> str:
     """As ``at_home``, for settings that are written before there is a daemon."""
-    return text.replace("/etc/billaged", str(host.etc)).replace("/var/lib/billaged-reports", str(host.reports))
+    return text.replace("/etc/billaged", str(host.etc)).replace("/var/lib/billaged-backups", str(host.backups))
 
 
 def missing(command: Command) -> str:

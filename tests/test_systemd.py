@@ -71,13 +71,14 @@ def test_each_message_is_one_datagram_of_assignments(tmp_path: Path, kind: str) 
         listener.settimeout(10)
         listener.bind("\0" + name[1:] if kind == "abstract" else name)
         manager = ServiceManager(name)
-        manager.waiting("waiting for an identity:\nnone", 12.5)
+        # Of a path with a byte that is no text.
+        manager.waiting("waiting for an identity:\nnone\udcff", 12.5)
         manager.ready("serving")
         manager.alive()
         manager.stopping()
         received = [listener.recv(4096).decode().splitlines() for _ in range(4)]
     assert received == [
-        ["STATUS=waiting for an identity: none", "EXTEND_TIMEOUT_USEC=12500000"],
+        ["STATUS=waiting for an identity: none\\udcff", "EXTEND_TIMEOUT_USEC=12500000"],
         ["READY=1", "STATUS=serving"],
         ["WATCHDOG=1"],
         ["STOPPING=1"],

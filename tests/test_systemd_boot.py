@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+
 import booted_machine
 import pytest
-from checkout import copy_to, make_next_version, needs_index
+from checkout import copy_to, make_next_version
+from installed_machine import staged
+from operations_page import FILES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -20,6 +26,7 @@ install() { /mnt/shared/checkout/scripts/install.sh "$@" 2>&1; echo "exit $?"; }
 cat >>/etc/billaged/billaged.env <<'END'
 UNKEY_BILLAGED_TLS_MODE=disabled
 UNKEY_BILLAGED_ADDRESS="127.0.0.1"
+UNKEY_BILLAGED_LOG_AUDIT_FILE=/var/log/billaged/audit.log
 END
 systemctl start billaged
 found start $?
@@ -30,6 +37,14 @@ found sandbox "$(grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/$pid/status | tr 
 found data "$(stat -c '%U %a' /var/lib/billaged /var/lib/billaged/journal.db)"
 send 1000000000; found sent $?; send 2000000000
 systemctl reload billaged; found reload "$? $(property ActiveState)"
+found audit "$(stat -c '%U %a' /var/log/billaged /var/log/billaged/audit.log)"
+if [ -x /mnt/shared/logrotate ]; then
+    echo '{"message": "request denied"}' >>/var/log/billaged/audit.log
+    /mnt/shared/logrotate --force --state /run/logrotate /etc/logrotate.d/billaged; found rotated $?
+    open() { readlink /proc/$pid/fd/* | grep -x /var/log/billaged/audit.log; }
+    for _ in $(seq 300); do [ -n "$(open)" ] && break; sleep 0.1; done
+    found audit_anew "$(open) $(stat -c '%n %U %a' /var/log/billaged/*)"
+fi
 found security "$(systemd-analyze security --no-pager --threshold=20 billaged >/dev/null; echo $?)"
 
 cat >/etc/billaged/commands/acme.env <<'END'
@@ -42,6 +57,12 @@ for _ in $(seq 300); do as_billaged vms | grep -q vm-a && break; sleep 0.1; done
 systemctl start billaged-command@acme; found command $?
 cd /var/lib/billaged-reports
 found report "$(stat -c '%U %a' "acme bill.json") $(grep -c vm-a "acme bill.json")"
+cp /mnt/shared/backup.env /etc/billaged/commands/
+systemctl start billaged-command@backup; found backup $?
+cd /var/lib/billaged-backups
+found backups "$(stat -c '%n %U %a' *)"
+restored() { billaged restore *.tar --data-dir /run/restored && billaged verify --data-dir /run/restored; }
+found restored "$(restored; echo "exit $?")"
 echo 'COMMAND=bill --customer acme --period never' >/etc/billaged/commands/wrong.env
 systemctl start billaged-command@wrong 2>/dev/null; found wrong_command $?
 systemctl --quiet enable --now billaged-command@acme.timer
@@ -93,15 +114,26 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the session has found, by name; ``journal`` is what the machine logged."""
     if reason := booted_machine.problem():
         pytest.skip(reason)
-    needs_index()
+    made = staged(tmp_path_factory)
     folder = tmp_path_factory.mktemp("machine")
-    copy_to(folder / "shared" / "checkout")
+    shutil.copytree(made.checkout, folder / "shared" / "checkout")
+    # The first release is there already, as after an installation that was broken off: it takes a minute to make.
+    # The other one is made on this machine.
+    shutil.copytree(
+        made.machine.home / "releases", folder / "shared" / "releases", symlinks=True, copy_function=_linked
+    )
+    if logrotate := shutil.which("logrotate"):
+        shutil.copy(logrotate, folder / "shared")
+    (folder / "shared" / "backup.env").write_text(FILES["commands/backup"])
     # Everybody's to read, as a checkout in /usr/src is.
     for place in (folder, folder / "shared"):
         place.chmod(0o755)
-    newer = copy_to(folder / "shared" / "newer")
+    newer = copy_to(folder / "shared" / "newer", made.checkout)
     make_next_version(newer, "99.1")
-    first = "make -C /mnt/shared/checkout install && make -C /mnt/shared/newer install INSTALL='--extras agent'"
+    first = (
+        "mkdir /opt/billaged && cp -a /mnt/shared/releases /opt/billaged/ && make -C /mnt/shared/checkout install"
+        " && make -C /mnt/shared/newer install INSTALL='--extras agent'"
+    )
     shared = booted_machine.boot(folder, first, SESSION)
     said = (shared / "first").read_text()
     assert "made the system user billaged" in said, said
@@ -110,6 +142,11 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     lines = [line.partition("\t") for line in output.splitlines() if "\t" in line]
     assert lines[-1][0] == "kept", output
     return {name: value for name, _, value in lines} | {"journal": (shared / "journal").read_text(errors="replace")}
+
+
+def _linked(source: str, target: str) -> str:
+    os.link(source, target, follow_symlinks=False)
+    return target
 
 
 def test_it_starts_and_is_ready_when_it_serves(session: dict[str, str]) -> None:
@@ -134,6 +171,22 @@ def test_a_command_writes_its_report_and_a_wrong_one_fails(session: dict[str, st
     assert int(session["report"].split()[2]) > 0
     assert session["wrong_command"] == "1"
     assert session["timer"] == "active"
+
+
+def test_the_backup_of_each_night_is_whole(session: dict[str, str]) -> None:
+    """With the settings that docs/operations.md gives, and nothing else."""
+    assert session["backup"] == "0"
+    assert re.fullmatch(r"billaged-\d{4}-\d\d-\d\d\.tar billaged 600", session["backups"])
+    assert session["restored"].endswith("exit 0")
+
+
+def test_the_audit_log_has_its_file_and_is_rotated(session: dict[str, str]) -> None:
+    assert session["audit"] == "billaged 700 billaged 600"
+    if "rotated" not in session:
+        pytest.skip("there is no logrotate")
+    assert session["rotated"] == "0"
+    log = "/var/log/billaged/audit.log"
+    assert session["audit_anew"].split() == [log, log, "billaged", "600", f"{log}.1", "billaged", "600"]
 
 
 def test_the_agent_meters_in_its_sandbox(session: dict[str, str]) -> None:
