@@ -238,7 +238,8 @@ def test_every_panel_shows_something(prometheus: Prometheus, targets: list[str],
         breakdowns = [option["value"] for option in board.variables.get("breakdown", {}).get("options", ())]
         for breakdown in breakdowns if "$breakdown" in expression else [""]:
             queries[f"{name} {breakdown}"] = filled_in(expression, values | {"breakdown": breakdown})
-    # Marks are shown where something happened.
+    # Marks are shown where something happened; alerts are tried with a fault, below.
+    queries = {name: expression for name, expression in queries.items() if "ALERTS{" not in expression}
     marks = {name for name in queries if name.startswith(f"{board.file.stem}: Restarts")}
     for name in marks:
         queries[name] = left_side(queries[name])
@@ -251,13 +252,18 @@ def test_every_panel_shows_something(prometheus: Prometheus, targets: list[str],
     eventually(missing)
 
 
-def test_every_rule_has_something_to_compare(prometheus: Prometheus) -> None:
-    expressions = {alert.name: left_side(alert.expression) for alert in ALERTS}
+def test_every_rule_has_something_to_compare_and_the_labels_that_its_words_name(prometheus: Prometheus) -> None:
+    left = {alert.name: alert for alert in ALERTS}
 
     def missing() -> list[str]:
-        for name in [name for name, expression in expressions.items() if prometheus.query(expression)]:
-            del expressions[name]
-        return list(expressions)
+        for alert in list(left.values()):
+            found = prometheus.get("query", query=left_side(alert.expression))["result"]
+            if any(not math.isnan(float(series["value"][1])) for series in found):
+                del left[alert.name]
+                named = set(re.findall(r"\$labels\.(\w+)", alert.summary + alert.description))
+                for series in found:
+                    assert named <= series["metric"].keys(), alert.name
+        return list(left)
 
     eventually(missing)
 
@@ -290,6 +296,10 @@ def test_a_real_fault_fires(targets: list[str], tmp_path: Path) -> None:
             assert alert["annotations"]["summary"].endswith("got usage that cannot be right (conflict)")
             # Whoever is woken up goes by these words: nothing in them is left to be filled in.
             assert not re.search(r"\{\{|<no value>|error", "".join(alert["annotations"].values()))
+            # And the dashboard shows it.
+            [shown] = [query for board in BOARDS for query in board.expressions if "ALERTS{" in query]
+            shown = filled_in(shown, {"job": "billaged", "instance": ".+"})
+            until(lambda: watched.query(shown) == [1.0], "the alert on the dashboard")
         finally:
             watched.stop()
         assert daemon.stop() == 0

@@ -85,6 +85,17 @@ def test_the_commands_are_as_confined_as_the_daemon() -> None:
     assert sandbox("billaged-command@.service") == sandbox("billaged.service")
 
 
+def test_what_is_written_has_a_folder_of_its_own() -> None:
+    daemon, command = (lines_of(UNITS / name) for name in ("billaged.service", "billaged-command@.service"))
+    assert {"LogsDirectory=billaged", "LogsDirectoryMode=0700"} <= set(daemon)
+    assert "StateDirectory=billaged billaged-reports billaged-backups" in command
+    rotated = (UNITS / "billaged.logrotate").read_text()
+    assert "\n/var/log/billaged/audit.log {\n" in rotated
+    # What the rotated file is made as is what the daemon would make.
+    assert "create 0600 billaged billaged\n" in rotated
+    assert {"User=billaged", "Group=billaged"} <= set(daemon)
+
+
 def test_the_settings_file_is_fresh(tmp_path: Path) -> None:
     script = ROOT / "scripts" / "generate_env_example.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
