@@ -177,11 +177,13 @@ class Archive:
     def _thin_out_cuts(self) -> None:
         """Of those that rows have left at, one a day is enough, and the newest."""
         kept_ns: int | None = None
+        # What a replay begins at: a later one could not prove the rows in between, which are there.
+        reach = self._segments.reach(self._journal.pruned)
         for cut in [cut for cut in cuts_in(self._snapshots) if cut.position <= self._journal.pruned][:-1]:
             made_ns = self._made_ns(cut)
             if made_ns is None:
                 continue
-            if kept_ns is not None and 0 <= made_ns - kept_ns < _CUT_NANOS:
+            if kept_ns is not None and cut.position != reach and 0 <= made_ns - kept_ns < _CUT_NANOS:
                 cut.path.unlink()
             else:
                 kept_ns = made_ns

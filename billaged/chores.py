@@ -104,8 +104,18 @@ def tell_head(journal: Journal) -> None:
     )
 
 
+def tell_begun_anew(journal: Journal) -> None:
+    """Log that there was a file before, which was lost: the operator's command has no log that is kept elsewhere."""
+    for story in journal.begun_anew:
+        _audit.warning(
+            "the journal was begun anew",
+            extra={"journal_id": journal.journal_id, **story._asdict(), "rows_unbilled": story.rows_unbilled},
+        )
+
+
 async def tell_heads(journal: Journal) -> None:
     """Once an hour, and at the beginning: a start tells which journal it has found."""
+    tell_begun_anew(journal)
     while True:
         tell_head(journal)
         await asyncio.sleep(_HEAD_SECONDS)

@@ -20,6 +20,7 @@ from billaged.room import full_disk_named
 
 # There while a restore puts files into their places; what is in them until it is gone is of two ages.
 RESTORE_UNFINISHED: Final = "restore.unfinished"
+_BEGIN_ANEW: Final = "'billaged journal begin-anew' goes on behind the ledger in a new journal"
 
 
 class Stores(NamedTuple):
@@ -47,7 +48,7 @@ def open_stores(directory: DataDirectory | None, tell: Callable[[str], None] = _
     if directory is None:
         memory = MemoryJournal()
         return Stores(memory, LedgerStore(database.open_for_writing(None), memory.journal_id))
-    _check_restored(directory.path)
+    check_restored(directory.path)
     _check_not_alone(directory.path / database.FILE_NAME, directory.path / journal_file.FILE_NAME)
     with ExitStack() as refused:
         journal = SqliteJournal(directory.path / journal_file.FILE_NAME)
@@ -60,7 +61,7 @@ def open_stores(directory: DataDirectory | None, tell: Callable[[str], None] = _
     return Stores(journal, ledger)
 
 
-def _check_restored(directory: Path) -> None:
+def check_restored(directory: Path) -> None:
     if (directory / RESTORE_UNFINISHED).exists():
         raise StorageError(
             f"a restore into {directory} was broken off half-way: not all files are in their places.",
@@ -73,13 +74,15 @@ def _check_not_alone(ledger: Path, journal: Path) -> None:
     if ledger.exists() and not journal.exists():
         raise StorageError(
             f"there is a ledger, {ledger}, but no {journal.name} beside it.",
-            f"Put back the {journal.name} that belongs to it, or move {ledger.name} away to begin anew.",
+            f"Put back the {journal.name} that belongs to it. Where none is to be had, {_BEGIN_ANEW}; or move"
+            f" {ledger.name} away, and billaged begins with nothing.",
         )
     if ledger.exists() and journal.stat().st_size == 0:
         # SQLite would take it for a new one, and throw away the WAL beside it with what is in that.
         raise StorageError(
             f"{journal} is empty, but there is a ledger, {ledger}, that was folded from it.",
-            f"Put back the {journal.name} that belongs to it; keep {journal.name}-wal, if there is one.",
+            f"Put back the {journal.name} that belongs to it; keep {journal.name}-wal, if there is one."
+            f" Where none is to be had, {_BEGIN_ANEW}.",
         )
 
 
@@ -94,7 +97,8 @@ def check_together(journal: Journal, folded: Checkpoint) -> None:
         raise StorageError(
             f"the journal ends at {journal.position}, but the ledger has folded up to {position}:"
             " the journal is older than the ledger.",
-            "Put back the newer journal.db, or a ledger.db of the same age.",
+            f"Put back the newer journal.db. Where that is lost, {_BEGIN_ANEW}, and what is billed stays billed; an"
+            " older ledger.db would lose that.",
         )
     if position < journal.pruned:
         raise StorageError(
@@ -109,5 +113,5 @@ def check_together(journal: Journal, folded: Checkpoint) -> None:
             f"row {position} of the journal is not the one that the ledger has folded: the journal was put back"
             " from an older copy and has gone on since, or it was changed.",
             "Put back the journal.db that the ledger was folded from, or the ledger.db that is as old as this journal's"
-            " copy; 'billaged journal verify' says more.",
+            " copy; 'billaged journal verify' says more. Where neither is to be had, " + _BEGIN_ANEW + ".",
         )

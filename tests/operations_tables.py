@@ -90,6 +90,7 @@ NAMED = {
     "billaged agent": "serves until it is stopped",
     "billaged backup": "is written out with --to",
     "billaged gaps --from": "is followed by a day",
+    "billaged journal begin-anew": "is written out with --yes",
     "billaged ledger restore FILE": "is written out",
     "billaged restore BACKUP": "is written out",
 }
@@ -111,6 +112,7 @@ SYSTEMCTL: dict[str, Callable[[Host], object]] = {
 BEFORE: dict[str, Callable[[Host], None]] = {
     "billaged ledger restore /var/lib/billaged/backups/ledger-20261121T030000Z.db": Host.lose_ledger,
     "billaged journal replay --into /var/tmp/anew.db": Host.lose_ledger,
+    "billaged journal begin-anew --yes": Host.lose_journals_end,
     "billaged restore /backup/billaged-2026-11-21": Host.lose_disk,
 }
 
@@ -138,7 +140,7 @@ SUBSTITUTIONS: tuple[tuple[str, Callable[[Host], str]], ...] = (
     # Times.
     (r"\b2026-11-30\b", lambda host: f"{datetime.now(UTC):%Y-%m-%d}"),
     (r"\b2026-11-01\b", lambda host: f"{datetime.now(UTC):%Y-%m-01}"),
-    (r"\btimeout 30\b", lambda host: "timeout 5"),
+    (r"\btimeout 30\b", lambda host: "timeout 10"),
     # Names.
     (r"\bIDENTITY METHOD\b", lambda host: f"{METALD} SendMetricsBatch"),
     (r"--vm ID\b", lambda host: "--vm vm-a"),
@@ -177,5 +179,6 @@ SAYS = {
     "billaged gaps": "",
     "billaged journal head": r"\b\d+:[0-9a-f]{64}\b",
     "billaged journal cuts": "the beginning",
+    "billaged journal begin-anew --yes": r"(?s)its rows end at \d+\..*begins after +\d+",
     "timeout 30 billaged serve": '"message": "serving"',
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ from report_fixtures import GIB, DataDir, at, batch
 
 from billaged.aggregator.worker import Aggregator
 from billaged.archive import Archive
+from billaged.backup.begin_anew import begin_anew
 from billaged.directory import DataDirectory
 from billaged.intake.chain import rows_after
 from billaged.intake.segment_file import segments_in
@@ -22,6 +24,7 @@ from billaged.intake.writer import JournalWriter
 from billaged.ledger.cuts import Cut, cuts_in
 from billaged.model.records import FoldRules
 from billaged.model.time import DAY_NANOS, HOUR_NANOS, MINUTE_NANOS, NANOS
+from billaged.reports.replay import replay
 from billaged.settings import Settings
 from billaged.wire import codec
 
@@ -219,6 +222,28 @@ def test_with_a_short_retention_cuts_are_made_more_often_and_thinned_out_later(t
     # One a day of those that the journal is behind of, the one that it begins at, and those that are younger.
     assert [cut.position for cut in daemon.cuts] == [1, 25, 49, 58, 59, 60]
     daemon.end()
+
+
+def test_where_a_lost_journal_went_on_stays_a_cut(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one is of the same day; but without this one, nothing proves the rows up to the next."""
+    for life in range(2):
+        daemon = Daemon(tmp_path, clock, JOURNAL_RETENTION="1h")
+        for _ in range(5):
+            daemon.take(1)
+            clock.advance(HOUR_NANOS)
+            daemon.look()
+        daemon.end()
+        if life == 0:
+            (tmp_path / "journal.db").unlink()
+            with monkeypatch.context() as patched:
+                patched.setattr(time, "time_ns", clock.wall_nanos)
+                assert begin_anew(tmp_path, lambda plan: True) is not None
+    assert daemon.made.journal.pruned > 6
+    assert 5 in [cut.position for cut in daemon.cuts]
+    found = replay(tmp_path, None, lambda done, total: None)
+    assert (found.begun_after, found.equal) == (5, True)
 
 
 def test_a_wrong_clock_makes_a_cut_too_many_and_stops_none(daemon: Daemon, clock: Clock) -> None:

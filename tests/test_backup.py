@@ -168,6 +168,15 @@ def test_nothing_is_written_over(directory: Path, tmp_path: Path) -> None:
     assert taken.read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("name", ["new", "b.tar", "backups/new", "segments/b.tar"])
+def test_none_is_made_in_the_directory_itself(directory: Path, name: str) -> None:
+    before = set(directory.rglob("*"))
+    assert "itself: what takes the one takes the other" in refused(
+        "backup", "--to", directory / name, "--data-dir", directory
+    )
+    assert set(directory.rglob("*")) == before
+
+
 def test_what_a_killed_backup_has_left_is_begun_anew(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "copy.db.partial").write_bytes(b"half of it" * 100_000)
     done("ledger", "backup", "--to", tmp_path / "copy.db", "--data-dir", directory)

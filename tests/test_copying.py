@@ -10,7 +10,7 @@ import pytest
 
 from billaged.ledger import copying
 from billaged.ledger.backup import back_up_beside
-from billaged.ledger.copying import FULL_SPEED, Pace, copy_database, new_file
+from billaged.ledger.copying import FULL_SPEED, Pace, copy_database, new_file, own_folder
 from billaged.ledger.database import open_for_writing
 from billaged.model.errors import StorageError
 
@@ -79,3 +79,20 @@ def test_a_copy_is_never_taken_for_a_databases_log(tmp_path: Path, suffix: str) 
     with pytest.raises(StorageError, match="SQLite's own"):
         copy_database(tmp_path / "ledger.db", tmp_path / f"journal.db{suffix}", Pace(FULL_SPEED), lambda *_: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_backups_were_killed_in_go_and_those_in_use_stay(tmp_path: Path) -> None:
+    abandoned, just_made, foreign = (tmp_path / f".billaged-backup-{name}" for name in ("abandoned", "new", "foreign"))
+    for folder in (abandoned, just_made, foreign):
+        folder.mkdir()
+        (folder / "ledger.db").touch()
+    with own_folder(tmp_path) as in_use:
+        for folder in (abandoned, foreign, in_use):
+            os.utime(folder, (0, 0))
+        if os.geteuid() == 0:
+            os.chown(foreign, 65534, 65534)
+        else:
+            os.utime(foreign)
+        with own_folder(tmp_path) as another:
+            assert set(tmp_path.iterdir()) == {just_made, foreign, in_use, another}
+    assert set(tmp_path.iterdir()) == {just_made, foreign}

@@ -377,7 +377,7 @@ def test_an_older_journal_is_refused(lives: Path) -> None:
     directory = put_together(lives, journal="once", ledger="one")
     with pytest.raises(StorageError, match="the journal is older than the ledger") as refused:
         starts(directory)
-    assert "Put back the newer journal.db, or a ledger.db of the same age" in refused.value.hint
+    assert "Put back the newer journal.db. Where that is lost, 'billaged journal begin-anew'" in refused.value.hint
 
 
 def test_a_journal_cut_to_nothing_is_refused_and_left_as_it_is(lives: Path) -> None:

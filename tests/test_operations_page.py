@@ -39,7 +39,9 @@ CPU_SECONDS_MAX = 60.0
 
 # Not everybody has them; without one, its command is skipped.
 TOOLS = {"curl", "grpcurl", "sqlite3", "zstd"}
-READS = re.compile(r"billaged (vms|usage|bill|gaps|verify|policy|ledger check|journal (?!replay --into))|.*--help$")
+READS = re.compile(
+    r"billaged (vms|usage|bill|gaps|verify|policy|ledger check|journal (?!replay --into|begin-anew))|.*--help$"
+)
 
 
 def in_file(host: Host, text: str) -> str:

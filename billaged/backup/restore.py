@@ -27,7 +27,7 @@ from billaged.storage import RESTORE_UNFINISHED, check_together
 
 _STAGE: Final = "restore.partial"
 # Beside a database where its daemon was killed; they belong to that one file.
-_LOGS: Final = ("", "-wal", "-shm", "-journal")
+LOGS: Final = ("", "-wal", "-shm", "-journal")
 
 
 class Restored(NamedTuple):
@@ -157,8 +157,8 @@ def _put_in_place(data_dir: Path, stage: Path, names: list[str]) -> Path | None:
     for staged in stage.rglob("*"):
         staged.chmod(0o700 if staged.is_dir() else 0o600)
     give_to_owner_of(data_dir, stage)
-    there = [path for name in names for log in _LOGS if (path := data_dir / (name + log)).exists()]
-    set_aside = _unused(data_dir / f"replaced-{stamp()}")
+    there = [path for name in names for log in LOGS if (path := data_dir / (name + log)).exists()]
+    set_aside = unused(data_dir / f"replaced-{stamp()}")
     if there:
         set_aside.mkdir(mode=0o700)
         give_to_owner_of(data_dir, set_aside)
@@ -178,7 +178,7 @@ def _put_in_place(data_dir: Path, stage: Path, names: list[str]) -> Path | None:
     return set_aside if there else None
 
 
-def _unused(path: Path) -> Path:
+def unused(path: Path) -> Path:
     """There may be one of the same second."""
     names = (path.with_name(f"{path.name}-{number}") for number in count(2))
     return next(each for each in chain([path], names) if not each.exists())

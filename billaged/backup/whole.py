@@ -44,6 +44,7 @@ def back_up_into_folder(data_dir: Path, folder: Path, spare_bytes: int, pace: Pa
     with _named(folder):
         if folder.exists() and any(folder.iterdir()):
             raise StorageError(f"{folder} is not empty.", "Choose a new folder for each backup.")
+        _refuse_inside(data_dir, folder)
         made = _missing_parent(folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         meter = Meter(data_dir, pace, told)
@@ -59,6 +60,7 @@ def back_up_into_tar(data_dir: Path, file: Path, spare_bytes: int, pace: Pace, t
     Raises:
         StorageError: as ``back_up_into_folder``.
     """
+    _refuse_inside(data_dir, file)
     with _named(file), new_file(file) as (descriptor, _):
         needed = _all_bytes(data_dir) + _stage_bytes(data_dir)
         check_room(file.parent, needed, spare_bytes if same_disk(file.parent, data_dir) else 0)
@@ -148,6 +150,14 @@ def _all_bytes(data_dir: Path) -> int:
 
 def _stage_bytes(data_dir: Path) -> int:
     return max(bytes_of(data_dir / name) for name in DATABASES)
+
+
+def _refuse_inside(data_dir: Path, target: Path) -> None:
+    if data_dir.resolve() in target.resolve().parents:
+        raise StorageError(
+            f"{target} is in the data directory {data_dir} itself: what takes the one takes the other.",
+            "Choose a place outside, on another disk.",
+        )
 
 
 def _missing_parent(folder: Path) -> Path:

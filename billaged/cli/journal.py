@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from billaged.cli.begin_anew import begin_anew
 from billaged.cli.reading import data_dir_of, data_dir_option, load_settings, print_pairs, print_sheet, progress_bar
 
 if TYPE_CHECKING:
@@ -37,8 +38,11 @@ class HeadType(click.ParamType["Head"]):
 def journal() -> None:
     """Verify the journal's chain, print its head, list its cuts, or compute the ledger anew from it.
 
-    All of them only read the data directory; the daemon may run or not.
+    All but 'begin-anew' only read the data directory; the daemon may run or not.
     """
+
+
+journal.add_command(begin_anew)
 
 
 @journal.command()
@@ -73,7 +77,8 @@ def verify(heads: tuple[Head, ...], data_dir: Path | None) -> None:
         sys.stdout.flush()
         more = found.more_bad_rows
         raise ProofFailed("\n".join(found.problems) + (f"\nand {more:,} more bad rows" if more > 0 else ""))
-    click.echo("the journal is whole")
+    lost = any(story.rows_lost for story in found.begun_anew)
+    click.echo("the journal is whole, but for the rows that are lost" if lost else "the journal is whole")
 
 
 @journal.command()
@@ -218,6 +223,7 @@ def _rows_after(cut: CutView) -> str:
 
 def _verification(found: Verification) -> list[tuple[str, str]]:
     from billaged.model.time import format_instant
+    from billaged.reports.findings import begun_anew_named
 
     pairs = [
         ("journal", str(found.path)),
@@ -228,6 +234,7 @@ def _verification(found: Verification) -> list[tuple[str, str]]:
         pairs.append(("segments", f"{found.segment_rows:,} rows in {found.segments:,}"))
     if found.beginning.after:
         pairs.append(("chain", f"begins after row {found.beginning.after:,}: rows up to there prove nothing"))
+    pairs += [("begun anew", begun_anew_named(story)) for story in found.begun_anew]
     if found.first_received_ns is not None and found.last_received_ns is not None:
         span = f"{format_instant(found.first_received_ns)} to {format_instant(found.last_received_ns)}"
         pairs.append(("received", span))

@@ -112,7 +112,7 @@ def check(file: Path | None, form: str, data_dir: Path | None) -> None:
     Exit code 1 where something is wrong.
     """
     from billaged.reports.ledger_check.advice import failure
-    from billaged.reports.ledger_check.paper import broken_lines, verdict_csv, verdict_sheet
+    from billaged.reports.ledger_check.paper import broken_lines, reach_lines, verdict_csv, verdict_sheet
     from billaged.reports.ledger_file import check_copy, check_ledger
 
     if file is not None:
@@ -126,7 +126,7 @@ def check(file: Path | None, form: str, data_dir: Path | None) -> None:
     else:
         print_made(_fields(checked), as_json=False)
         print_sheet(verdict_sheet(checked.verdict))
-        for line in broken_lines(checked.verdict):
+        for line in (*reach_lines(checked.verdict), *broken_lines(checked.verdict)):
             click.echo(line)
     sys.stdout.flush()
     if checked.verdict.broken:

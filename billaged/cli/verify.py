@@ -64,7 +64,7 @@ def verify(
     """
     from billaged.ledger.views import Subject
     from billaged.reports.ledger_check.advice import failure
-    from billaged.reports.ledger_check.paper import broken_lines, verdict_csv, verdict_json, verdict_sheet
+    from billaged.reports.ledger_check.paper import broken_lines, reach_lines, verdict_csv, verdict_json, verdict_sheet
     from billaged.reports.ledger_check.verdict import verdict
 
     directory = data_dir_of(load_settings(), data_dir)
@@ -72,9 +72,7 @@ def verify(
     found = verdict(directory, Subject(vm_id, customer_id), scope, progress_bar)
     if form == "table":
         print_sheet(verdict_sheet(found))
-        if after := found.replayed_after:
-            click.echo(f"the replay began at the cut at {after:,}: what was final there was not replayed")
-        for line in broken_lines(found):
+        for line in (*reach_lines(found), *broken_lines(found)):
             click.echo(line)
     else:
         click.echo(verdict_json(found) if form == "json" else verdict_csv(found))

@@ -39,6 +39,28 @@ class Beginning(NamedTuple):
     chain: bytes
 
 
+class BegunAnew(NamedTuple):
+    """Where a journal whose file was lost went on in a new one: behind row ``after``, which the ledger had come to."""
+
+    after: int
+    # From here to ``after`` rows are neither in the journal nor in a segment; ``after`` + 1 where none is lost.
+    first_lost: int
+    # The last row that the lost file had given, as far as it said so: those behind ``after`` are in no bill.
+    given: int
+    # Nanoseconds since the epoch, by the wall clock.
+    begun_ns: int
+    # The folder in the data directory with what was left of the file; empty where nothing was.
+    set_aside: str
+
+    @property
+    def rows_lost(self) -> int:
+        return self.after + 1 - self.first_lost
+
+    @property
+    def rows_unbilled(self) -> int:
+        return max(0, self.given - self.after)
+
+
 class Journal(Protocol):
     """One writer, many readers. ``append`` and ``prune`` belong to the writer's thread."""
 
@@ -57,6 +79,10 @@ class Journal(Protocol):
     @property
     def beginning(self) -> Beginning:
         """Where the chain begins."""
+
+    @property
+    def begun_anew(self) -> Sequence[BegunAnew]:
+        """Where it went on in a new file, because the one before was lost."""
 
     @property
     def head(self) -> Head:

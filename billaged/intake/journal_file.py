@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from billaged.intake.journal import Head, JournalRow
+from billaged.intake.begun_anew import read_begun_anew
+from billaged.intake.journal import BegunAnew, Head, JournalRow
+from billaged.intake.read_only import read_only_uri
 from billaged.intake.sqlite import reason_of
-from billaged.intake.sqlite_schema import ROW_COLUMNS, SCHEMA_VERSION, About, about
+from billaged.intake.sqlite_schema import ROW_COLUMNS, SCHEMA_VERSION, About, JournalDamaged, about
 from billaged.model.errors import StorageError
 
 _READ_ROWS: Final = 4_096
+_DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class JournalFile:
@@ -30,7 +33,7 @@ class JournalFile:
                 "Point --data-dir or UNKEY_BILLAGED_DATA_DIR at the daemon's data directory.",
             )
         try:
-            self._connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
+            self._connection = sqlite3.connect(read_only_uri(path), uri=True, timeout=30)
         except sqlite3.Error as error:
             raise StorageError(f"the journal {path} cannot be opened: {error}.") from error
         try:
@@ -57,6 +60,13 @@ class JournalFile:
         """What the file says about itself, of one moment. Grows while a daemon runs."""
         try:
             return about(self._connection, self.path)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
+    def begun_anew(self) -> list[BegunAnew]:
+        """What it says of files before it that were lost; in order, and empty as a rule."""
+        try:
+            return read_begun_anew(self._connection, self.path)
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
 
@@ -126,4 +136,7 @@ class JournalFile:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: sqlite3.Error) -> StorageError:
-        return StorageError(f"the journal {self.path} cannot be read: {reason_of(error)}.", "Restore a backup of it.")
+        # Its low byte is the code, the rest says more.
+        is_damage = (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _DAMAGE
+        kind = JournalDamaged if is_damage else StorageError
+        return kind(f"the journal {self.path} cannot be read: {reason_of(error)}.", "Restore a backup of it.")

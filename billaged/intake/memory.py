@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 
 from billaged.intake.chain import start_of
-from billaged.intake.journal import Beginning, Head, JournalRow
+from billaged.intake.journal import Beginning, BegunAnew, Head, JournalRow
 from billaged.model.errors import StorageError
 
 
@@ -16,6 +16,7 @@ class MemoryJournal:
     def __init__(self) -> None:
         self.journal_id = str(uuid.uuid4())
         self.beginning = Beginning(0, start_of(self.journal_id))
+        self.begun_anew: Sequence[BegunAnew] = ()
         self.head = Head(0, self.beginning.chain)
         self._newest_received_ns = 0
 

@@ -10,8 +10,10 @@ from itertools import chain as chained
 from pathlib import Path
 from typing import Final
 
+from billaged.intake.begun_anew import read_begun_anew
 from billaged.intake.chain import Follower
-from billaged.intake.journal import Head, JournalRow, has_types
+from billaged.intake.journal import BegunAnew, Head, JournalRow, has_types
+from billaged.intake.read_only import read_only_uri
 from billaged.intake.sqlite_schema import ROW_COLUMNS, About, about, chain_after, prepare
 from billaged.model.errors import DurabilityLost, StorageError
 
@@ -21,6 +23,14 @@ _MAX_ROWS: Final = 512
 _READ_ROWS: Final = 4_096
 _PRUNE_ROWS: Final = 2_000
 _RESTORE: Final = "Restore a backup of it."
+_UNUSABLE: Final = (
+    "Restore a backup of it; where it is damaged and none is to be had, 'billaged journal begin-anew' goes on behind a"
+    " ledger that is whole."
+)
+_MISSING: Final = (
+    "Restore a backup of it that is whole; where none is to be had, 'billaged journal begin-anew' goes on without these"
+    " rows, if the ledger has all that is there."
+)
 _VERIFY: Final = "Restore a backup of it that is whole; 'billaged journal verify' names what is wrong."
 
 
@@ -46,6 +56,7 @@ class SqliteJournal:
             raise self._unusable(error) from error
         try:
             found = self._prepare()
+            self.begun_anew: Sequence[BegunAnew] = read_begun_anew(self._connection, path)
         except sqlite3.Error as error:
             self._connection.close()
             raise self._unusable(error) from error
@@ -145,7 +156,7 @@ class SqliteJournal:
         self._connection.close()
 
     def _reader(self) -> sqlite3.Connection:
-        return sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
+        return sqlite3.connect(read_only_uri(self._path), uri=True, timeout=30)
 
     def _known(self, connection: sqlite3.Connection, after: int) -> Head | None:
         """What the row after a sequence goes on from, as far as that is there."""
@@ -192,10 +203,10 @@ class SqliteJournal:
 
     def _missing(self, first: int, last: int) -> StorageError:
         missing = f"row {first} is" if first == last else f"rows {first} to {last} are"
-        return StorageError(f"the journal {self._path} is damaged: {missing} missing, though acknowledged.", _VERIFY)
+        return StorageError(f"the journal {self._path} is damaged: {missing} missing, though acknowledged.", _MISSING)
 
     def _unusable(self, error: sqlite3.Error) -> StorageError:
-        return StorageError(f"{self._path} cannot be used as a journal: {reason_of(error)}.", _RESTORE)
+        return StorageError(f"{self._path} cannot be used as a journal: {reason_of(error)}.", _UNUSABLE)
 
     def _unreadable(self, error: sqlite3.Error, where: str = "") -> StorageError:
         return StorageError(f"the journal {self._path} cannot be read{where}: {reason_of(error)}.", _RESTORE)

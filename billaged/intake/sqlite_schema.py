@@ -15,7 +15,7 @@ from billaged.model.records import CHAIN_BYTES
 SCHEMA_VERSION: Final = 2
 # A row as ``JournalRow`` has it. INSERT names none: they are all, in this order.
 ROW_COLUMNS: Final = "sequence, kind, received_ns, caller, payload, coalesce(chain, x'')"
-_SCHEMA: Final = """
+SCHEMA: Final = """
 CREATE TABLE journal (
     -- AUTOINCREMENT: a pruned table would else hand out old numbers again.
     sequence INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -55,6 +55,10 @@ FROM about
 """
 
 
+class JournalDamaged(StorageError):
+    """What is in the file cannot be right, or cannot be read: a file that cannot be opened is not damaged."""
+
+
 class About(NamedTuple):
     """What a journal file says about itself."""
 
@@ -85,7 +89,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             raise StorageError(f"{path} holds tables but is no journal.", "Choose another data directory.")
         about = f"INSERT INTO about (one, journal_id, pruned) VALUES (1, '{uuid.uuid4()}', 0);"
-        connection.executescript(f"BEGIN; {_SCHEMA} {about} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        connection.executescript(f"BEGIN; {SCHEMA} {about} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     elif version == 1:
         connection.executescript(f"BEGIN IMMEDIATE; {_CHAINED} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     elif version != SCHEMA_VERSION:
@@ -137,4 +141,4 @@ def chain_after(sequence: int, value: object, beginning: Beginning, path: Path) 
 
 
 def _damaged(path: Path, how: str) -> StorageError:
-    return StorageError(f"the journal {path} is damaged: {how}.", "Restore a backup of it.")
+    return JournalDamaged(f"the journal {path} is damaged: {how}.", "Restore a backup of it.")

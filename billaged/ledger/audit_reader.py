@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from billaged.aggregator import changes as c
 from billaged.ledger import tables as t
 from billaged.ledger.audit_chunk import Chunk, Rows, chunk_of
-from billaged.ledger.checked import RESTORE_OR_FOLD, reason_of
+from billaged.ledger.checked import RESTORE_OR_FOLD, checkpoint_row, reason_of
 from billaged.ledger.database import open_for_reading
 from billaged.ledger.views import LedgerPosition, Subject
 from billaged.model.errors import StorageError
@@ -77,7 +77,7 @@ class AuditReader:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        row = connection.execute(select(t.checkpoint)).one_or_none()
+        row = checkpoint_row(connection)
         self.position = LedgerPosition("", 0) if row is None else LedgerPosition(row.journal_id, row.position)
         # The lengths of all ticks, nanoseconds.
         self.passed_ns = 0 if row is None else row.passed_ns

@@ -10,6 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from billaged.intake.read_only import read_only_uri
+from billaged.ledger.checked import only_row
 from billaged.ledger.copying import FULL_SPEED, UNFINISHED_SUFFIX, BytesDone, Pace, copy_database, remove_abandoned
 from billaged.model.errors import StorageError
 
@@ -40,9 +42,9 @@ def look_at(path: Path) -> LedgerFile:
     if not path.is_file():
         raise StorageError(f"there is no ledger at {path}.")
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+        with closing(sqlite3.connect(read_only_uri(path), uri=True, timeout=30)) as connection:
             schema = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-            row = connection.execute("SELECT journal_id, position, epoch FROM checkpoint").fetchone()
+            row = only_row(connection.execute("SELECT journal_id, position, epoch FROM checkpoint LIMIT 2").fetchall())
     except sqlite3.Error as error:
         raise StorageError(f"{path} cannot be read as a ledger: {error}.") from error
     if schema is None:
@@ -53,7 +55,7 @@ def look_at(path: Path) -> LedgerFile:
 def damage_of(path: Path) -> str | None:
     """The first thing that SQLite finds wrong with a file's structure; None where it is well. Reads all of it."""
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+        with closing(sqlite3.connect(read_only_uri(path), uri=True, timeout=30)) as connection:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.Error as error:
         return str(error)

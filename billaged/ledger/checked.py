@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from sqlite3 import Error as SqliteError
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Column, Integer, LargeBinary, Table, Text
+from sqlalchemy import Column, Connection, Integer, LargeBinary, Table, Text, select
 from sqlalchemy.exc import DBAPIError
 
 from billaged.aggregator.buckets import BucketClock
@@ -74,6 +74,26 @@ def typed_rows(table: Table, names: Collection[str], rows: Rows) -> Rows:
             for row in rows:
                 typed(table, names, row)
     return rows
+
+
+def checkpoint_row(connection: Connection) -> Any:
+    """The checkpoint's row as it is; None in a ledger that no daemon has taken up yet.
+
+    Raises:
+        StorageError: there is more than one.
+    """
+    return only_row(connection.execute(select(t.checkpoint).limit(2)).all())
+
+
+def only_row(rows: Sequence[Any]) -> Any:
+    """The checkpoint's row, of the first two that were found; None where there is none.
+
+    Raises:
+        StorageError: there is more than one.
+    """
+    if len(rows) > 1:
+        raise StorageError("the ledger's checkpoint is damaged: it has more than one row.", RESTORE_OR_FOLD)
+    return next(iter(rows), None)
 
 
 def checkpoint_of(row: Any) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import sqlite3
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from billaged.intake.read_only import read_only_uri
 from billaged.model.errors import StorageError
 
 # Told how many bytes of how many are done.
@@ -21,6 +23,8 @@ BytesDone = Callable[[int, int], None]
 
 UNFINISHED_SUFFIX: Final = ".partial"
 
+_OWN_PREFIX: Final = ".billaged-backup-"
+_JUST_NOW_SECONDS: Final = 60.0
 _STEP_PAGES: Final = 256
 # Write and read version in the header (sqlite.org/fileformat2.html#file_format_version_numbers): 1 is without WAL.
 _VERSIONS_AT: Final = 18
@@ -107,19 +111,45 @@ def new_file(target: Path) -> Iterator[tuple[int, Path]]:
 
 @contextmanager
 def own_folder(within: Path) -> Iterator[Path]:
-    """A folder for as long as the body takes.
+    """A folder for as long as the body takes; those that others were killed in are removed.
 
     Raises:
         OSError: it cannot be made.
     """
-    folder = None
+    for other in within.glob(f"{_OWN_PREFIX}*"):
+        _remove_abandoned_folder(other)
+    folder, descriptor = None, -1
     try:
         with undisturbed():
-            folder = TemporaryDirectory(prefix=".billaged-backup-", dir=within)
+            folder = TemporaryDirectory(prefix=_OWN_PREFIX, dir=within)
+            descriptor = os.open(folder.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield Path(folder.name)
     finally:
         if folder is not None:
             folder.cleanup()
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _remove_abandoned_folder(folder: Path) -> None:
+    """Of this user, locked by nobody; one that was made just now may not be locked yet."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        # Somebody else's, or gone by now: no reason not to make our own.
+        return
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or time.time() - status.st_mtime < _JUST_NOW_SECONDS:
+            return
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -199,7 +229,7 @@ def _take(descriptor: int, unfinished: Path) -> None:
 
 def _copy(source: Path, unfinished: Path, descriptor: int, pace: Pace, told: BytesDone) -> None:
     with (
-        closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as reader,
+        closing(sqlite3.connect(read_only_uri(source), uri=True, timeout=30)) as reader,
         closing(sqlite3.connect(unfinished, isolation_level=None)) as writer,
     ):
         reader.isolation_level = None

@@ -16,6 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, StaticPool
 
+from billaged.intake.read_only import read_only_options
 from billaged.ledger.backup import back_up_for_migration
 from billaged.ledger.checked import RESTORE_OR_FOLD
 from billaged.model.errors import StorageError
@@ -93,8 +94,8 @@ def open_for_reading(path: Path) -> Engine:
 
 
 def _read_only(path: Path) -> URL:
-    uri = path.absolute().as_uri().removeprefix("file://")
-    return URL.create("sqlite", database=f"file:{uri}", query={"mode": "ro", "uri": "true"})
+    uri = path.resolve().as_uri().removeprefix("file://")
+    return URL.create("sqlite", database=f"file:{uri}", query={**read_only_options(path), "uri": "true"})
 
 
 def _begin_explicitly(engine: Engine, pragmas: tuple[str, ...]) -> None:

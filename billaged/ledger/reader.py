@@ -15,6 +15,7 @@ from billaged.ledger.checked import (
     RESTORE_OR_FOLD,
     book_of,
     chain_of,
+    checkpoint_row,
     clock_of,
     listed_vms,
     reason_of,
@@ -94,7 +95,7 @@ class LedgerReader:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        row = connection.execute(select(t.checkpoint)).one_or_none()
+        row = checkpoint_row(connection)
         # A ledger that no daemon has taken up yet is empty.
         self.position = LedgerPosition("", 0) if row is None else LedgerPosition(row.journal_id, row.position)
         # The journal's chain at the position; empty before the first chained row.

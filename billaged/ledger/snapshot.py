@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from billaged.aggregator.timeline import KEPT_NANOS
-from billaged.ledger.checked import chain_of, clock_of
+from billaged.intake.read_only import read_only_uri
+from billaged.ledger.checked import chain_of, clock_of, only_row
 from billaged.ledger.copying import SYNC_BYTES, sync_early
 from billaged.ledger.dump import BUCKET_MAX_NANOS
 from billaged.model.errors import StorageError
@@ -140,13 +141,13 @@ def _take(connection: sqlite3.Connection, ledger: Path, scratch: Path) -> Snapsh
     # A file that is not finished is thrown away, so it needs neither a log nor syncs of SQLite's.
     for pragma in ("journal_mode=OFF", "synchronous=OFF"):
         connection.execute(f"PRAGMA {pragma}")
-    connection.execute("ATTACH ? AS ledger", (f"{ledger.absolute().as_uri()}?mode=ro",))
+    connection.execute("ATTACH ? AS ledger", (read_only_uri(ledger),))
     connection.execute("ATTACH ? AS scratch", (scratch.absolute().as_uri(),))
     for pragma in ("journal_mode=OFF", "synchronous=OFF"):
         connection.execute(f"PRAGMA scratch.{pragma}")
     connection.execute("BEGIN")
     schema = connection.execute("SELECT type, sql FROM ledger.sqlite_schema WHERE sql IS NOT NULL").fetchall()
-    row = connection.execute("SELECT position, clock, chain FROM ledger.checkpoint").fetchone()
+    row = only_row(connection.execute("SELECT position, clock, chain FROM ledger.checkpoint LIMIT 2").fetchall())
     if row is None:
         raise StorageError(f"no snapshot of {ledger} can be taken: nothing was folded into it yet.")
     position, clock, chain = row[0], clock_of(row[1]), chain_of(row[2])

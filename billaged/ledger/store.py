@@ -18,7 +18,7 @@ from billaged.aggregator.persistence import of_another_version
 from billaged.aggregator.timeline import KEPT_MAX
 from billaged.ledger import tables as t
 from billaged.ledger.bulk import replacing, write_rows
-from billaged.ledger.checked import checkpoint_of, listed_vms, readable, typed_rows
+from billaged.ledger.checked import checkpoint_of, checkpoint_row, listed_vms, readable, typed_rows
 from billaged.ledger.forgetting import Forgetting
 from billaged.model.errors import DurabilityLost, StorageError
 from billaged.model.quantity import REST_PER_MIB_SECOND
@@ -68,7 +68,7 @@ class LedgerStore:
         in_memory = isinstance(engine.pool, StaticPool)
         self._alone: AbstractContextManager[Any] = threading.Lock() if in_memory else nullcontext()
         with readable(), engine.begin() as connection:
-            row = connection.execute(select(t.checkpoint)).one_or_none()
+            row = checkpoint_row(connection)
             if row is None:
                 self._epoch = 1
                 self._checkpoint = Checkpoint()

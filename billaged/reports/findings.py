@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from billaged.intake.journal import Beginning, Head
+from billaged.intake.journal import Beginning, BegunAnew, Head
 from billaged.model.records import Kind
+from billaged.model.time import format_instant
 
 # What can be wrong with a row.
 Flaw = Literal["changed", "missing", "unreadable", "left over", "another"]
@@ -38,6 +40,8 @@ class Verification:
     last_received_ns: int | None = None
     # Of the last row.
     head: Head | None = None
+    # Where it went on without the rows before, which were lost: these are no problem of what is there.
+    begun_anew: Sequence[BegunAnew] = ()
     problems: list[str] = field(default_factory=list)
     _named: set[tuple[Flaw, bool]] = field(default_factory=set)
 
@@ -52,6 +56,25 @@ class Verification:
     def more_bad_rows(self) -> int:
         """How many bad rows no problem names."""
         return self.bad_rows - len(self._named)
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether it lacks rows at its end, and has none that the ledger has not: the ledger can go on without them."""
+        if self.head is None or self.ledger_position is None:
+            return False
+        return self.head.sequence <= self.ledger_position and self.head.sequence < max(self.end, self.ledger_position)
+
+
+def begun_anew_named(story: BegunAnew) -> str:
+    """A line for people: which rows are not there to prove anything with."""
+    begun = f"the journal was begun anew behind row {story.after:,} at {format_instant(story.begun_ns)}"
+    if story.rows_lost:
+        lost = f"rows {story.first_lost:,} to {story.after:,} are lost, so no replay proves what the ledger has of them"
+    else:
+        lost = "the rows before are in segments"
+    if story.rows_unbilled:
+        lost += f"; rows {story.after + 1:,} to {story.given:,} of before were acknowledged, and are in no bill"
+    return f"{begun}: {lost}"
 
 
 def rows_named(first: int, last: int) -> str:

@@ -85,11 +85,11 @@ class SegmentRows:
                 expected = None
                 continue
             if expected is not None and segment.first > expected:
-                self._note_missing(expected, segment.first - 1, "in no segment")
+                self._note_in_none(expected, segment.first - 1)
             self._check(segment, done)
             expected = max(expected or 0, segment.last + 1)
         if expected is not None and expected <= self._found.pruned:
-            self._note_missing(expected, self._found.pruned, "in no segment")
+            self._note_in_none(expected, self._found.pruned)
 
     def _check(self, segment: SegmentFile, done: Done) -> None:
         found, expected = self._found, segment.first
@@ -122,7 +122,17 @@ class SegmentRows:
         if last is not None and last.chain:
             self._heads.add_link(last, f"the segment {segment.path.name} ends with")
 
+    def _note_in_none(self, first: int, last: int) -> None:
+        """What was lost with a journal is known; what is missing beside it is named."""
+        for story in self._found.begun_anew:
+            if first <= story.after and story.first_lost <= last:
+                self._note_missing(first, story.first_lost - 1, "in no segment")
+                first = story.after + 1
+        self._note_missing(first, last, "in no segment")
+
     def _note_missing(self, first: int, last: int, where: str) -> None:
+        if first > last:
+            return
         self._found.bad_row("missing", f"{rows_named(first, last)} {where}", last + 1 - first, in_segment=True)
 
 

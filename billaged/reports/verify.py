@@ -44,6 +44,7 @@ def verify(data_dir: Path, progress: Progress, given: Sequence[Head] = ()) -> Ve
             ledger, unreadable = None, f"nothing says up to where it was folded: {error}"
         sequence = None if ledger is None else ledger.position.sequence
         found = Verification(journal.path, journal.journal_id, about.beginning, left, journal.end(), sequence)
+        found.begun_anew = journal.begun_anew()
         found.problems += [f"SQLite finds the file damaged: {problem}" for problem in journal.integrity_problems()]
         folded = None
         if ledger is not None and ledger.chain and ledger.position.journal_id == found.journal_id:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+from billaged.intake.journal import BegunAnew
 from billaged.ledger.audit_chunk import Chunk
 from billaged.reports.ledger_check import invariants as law
 
@@ -32,6 +34,9 @@ class Findings:
         self.first: dict[str, list[Broken]] = {}
         # The cut that the replay began at; 0 for the first row.
         self.replayed_after = 0
+        # Of the journal: where it went on without rows that were lost, and whether it lacks its end.
+        self.begun_anew: Sequence[BegunAnew] = ()
+        self.journal_ends_early = False
         self._newest: dict[str, tuple[str, Key]] = {}
 
     def hold(self, rows: int, *invariants: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from billaged.reports.findings import begun_anew_named
 from billaged.reports.ledger_check.findings import Broken
 from billaged.reports.ledger_check.invariants import SENTENCES
 from billaged.reports.ledger_check.verdict import Check, Verdict
@@ -22,6 +23,14 @@ def verdict_sheet(verdict: Verdict) -> Sheet:
         counts = ("", "") if check.rows is None else (f"{check.rows:,}", f"{check.broken:,}")
         rows.append([check.invariant, _state(check), *counts])
     return Sheet(columns, rows)
+
+
+def reach_lines(verdict: Verdict) -> list[str]:
+    """What was not proved, though nothing is broken: how far back the replay began, and rows that are lost."""
+    lines = [begun_anew_named(story) for story in verdict.begun_anew]
+    if after := verdict.replayed_after:
+        lines.append(f"the replay began at the cut at {after:,}: what was final there was not replayed")
+    return lines
 
 
 def broken_lines(verdict: Verdict) -> list[str]:
@@ -42,6 +51,8 @@ def verdict_json(verdict: Verdict) -> str:
     page: dict[str, Any] = {**whose, "ledger": verdict.position._asdict(), "broken": verdict.broken}
     if verdict.replayed_after:
         page["replayed_after"] = verdict.replayed_after
+    if verdict.begun_anew:
+        page["begun_anew"] = [story._asdict() for story in verdict.begun_anew]
     page["invariants"] = [
         {
             "name": check.invariant,

@@ -21,6 +21,7 @@ def check_journal(data_dir: Path, findings: Findings, progress: Progress) -> Non
         findings.broke(law.JOURNAL, "journal", {}, str(error))
         return
     findings.hold(found.rows, law.JOURNAL)
+    findings.begun_anew, findings.journal_ends_early = found.begun_anew, found.ends_early
     for problem in found.problems:
         findings.broke(law.JOURNAL, "journal", {}, problem)
     findings.more(law.JOURNAL, found.more_bad_rows)

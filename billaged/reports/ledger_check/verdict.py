@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+from billaged.intake.journal import BegunAnew
 from billaged.intake.sqlite import FILE_NAME as JOURNAL_NAME
 from billaged.ledger.audit_reader import AuditReader, auditing
 from billaged.ledger.database import FILE_NAME
@@ -49,6 +50,10 @@ class Verdict(NamedTuple):
     checks: list[Check]
     # The cut that the replay began at, 0 for the first row: what was final there was not replayed.
     replayed_after: int = 0
+    # Where the journal went on without rows that were lost: there is nothing to prove what they gave with.
+    begun_anew: Sequence[BegunAnew] = ()
+    # Whether it lacks rows at its end that the ledger has.
+    journal_ends_early: bool = False
 
     @property
     def broken(self) -> int:
@@ -94,7 +99,7 @@ def verdict(data_dir: Path, subject: Subject, scope: Scope, bar: Bar) -> Verdict
         with bar("folding the journal anew") as progress:
             check_replay(data_dir, findings, progress)
     checks = [_check(name, findings, name in left_out) for name in law.SENTENCES]
-    return Verdict(subject, position, checks, findings.replayed_after)
+    return Verdict(subject, position, checks, findings.replayed_after, findings.begun_anew, findings.journal_ends_early)
 
 
 def _refuse_unknown(reader: AuditReader, subject: Subject) -> None:
