@@ -117,8 +117,10 @@ class Daemon:
         self._stores: Stores = open_stores(
             directory, lambda said: self._service_manager.waiting(said, _MIGRATION_STEP_SECONDS)
         )
-        # When the last row was taken, before this start; 0 for never.
-        self._down_from_ns = self._stores.journal.newest_received_ns()
+        # When the last row was taken, before this start; 0 for never. A journal that was begun anew has none yet: then
+        # the last tick's time.
+        last_tick_ns = self._stores.ledger.checkpoint().clock.time_ns
+        self._down_from_ns = self._stores.journal.newest_received_ns() or last_tick_ns or 0
         weights = settings.score.weights()
         self._feed = WatchedSummaries(self._loop, weights, settings.grpc.watcher_queue_max)
         self._broadcast = Broadcast([SummaryLog(settings.summaries.log, weights, readable=readable_log), self._feed])

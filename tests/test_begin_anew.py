@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -28,6 +30,7 @@ from backup_fixtures import (
 from daemon_calls import SECOND, batch
 from daemon_process import ROOT, DaemonProcess, fails_to_start, ledger_of
 from faults.injected import Injection
+from old_ledgers import OLDER, old_ledger
 
 from billaged.directory import DataDirectory
 from billaged.intake.journal_file import JournalFile
@@ -158,6 +161,50 @@ def test_rows_that_were_acknowledged_and_are_nowhere_are_said(directory: Path) -
     assert f"rows {ROWS + 1} to {ROWS + 5} of before were acknowledged, and are in no bill" in out
 
 
+def spoil_the_page_of(journal: Path, sequence: int) -> None:
+    with closing(sqlite3.connect(journal)) as connection:
+        [(payload,)] = connection.execute("SELECT payload FROM journal WHERE sequence = ?", (sequence,))
+        [(page_bytes,)] = connection.execute("PRAGMA page_size")
+    content = bytearray(journal.read_bytes())
+    begins = content.index(payload) // page_bytes * page_bytes
+    content[begins : begins + page_bytes] = bytes(page_bytes)
+    journal.write_bytes(content)
+
+
+def test_a_page_that_cannot_be_read_is_no_loss_where_the_ledger_has_it(directory: Path, tmp_path: Path) -> None:
+    carry_on(directory, *samples(29, 300))
+    ahead = shutil.copytree(directory, tmp_path / "ahead")
+    change(directory / "journal.db", "DELETE FROM journal WHERE sequence > 290")
+    spoil_the_page_of(directory / "journal.db", 100)
+    code, _, err = run("journal", "begin-anew", "--yes", "--data-dir", directory)
+    assert (code, "nobody can tell" in err) == (0, False), err
+    assert run("verify", "--data-dir", directory)[0] == 0
+    # In the other one rows around it are still there to be folded.
+    shutil.copy(data_directory(tmp_path / "older") / "ledger.db", ahead)
+    spoil_the_page_of(ahead / "journal.db", 200)
+    said = no_refusal_changes_anything(ahead)
+    assert f"rows after {ROWS}, up to which the ledger has folded, would be lost" in said
+    assert "move the journal away yourself" in said
+
+
+def test_what_nobody_can_tell_is_said(directory: Path) -> None:
+    lose(directory)
+    code, _, err = run("journal", "begin-anew", "--yes", "--data-dir", directory)
+    assert code == 0
+    assert f"nobody can tell how far it went: rows after {ROWS}, if any were acknowledged, will not be billed" in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_makes_is_the_daemons(tmp_path: Path) -> None:
+    # It is copied before it is brought up to date.
+    old_ledger(tmp_path / "ledger.db", OLDER[-1])
+    os.chown(tmp_path, 65534, 65534)
+    begun(tmp_path)
+    [copy] = (tmp_path / "backups").iterdir()
+    for path in (copy.parent, copy, tmp_path / "journal.db"):
+        assert path.stat().st_uid == 65534, path
+
+
 # --- what is refused -----------------------------------------------------------------
 
 
@@ -194,6 +241,19 @@ def test_rows_that_the_ledger_has_not_are_not_given_up(directory: Path, tmp_path
         journal.prune(ROWS + 4)
     shutil.copy(older / "ledger.db", other)
     assert f"rows {ROWS + 1} to {ROWS + 5} of the journal" in no_refusal_changes_anything(other)
+
+
+def test_rows_that_have_left_into_segments_are_not_given_up_either(directory: Path, tmp_path: Path) -> None:
+    older = data_directory(tmp_path / "older")
+    carry_on(directory, *samples(29, 33))
+    with closing(SqliteJournal(directory / "journal.db")) as journal:
+        assert Segments(directory / "segments").archive(journal, LEFT, ROWS + 4, RECEIVED_LONG_AFTER) == ROWS + 4
+        journal.prune(ROWS + 4)
+    shutil.copy(older / "ledger.db", directory)
+    lose(directory)
+    assert f"rows {ROWS + 1} to {ROWS + 4} are in {directory / 'segments'} and not in this ledger" in (
+        no_refusal_changes_anything(directory)
+    )
 
 
 def test_another_journal(directory: Path, tmp_path: Path) -> None:
@@ -255,8 +315,11 @@ def test_a_daemon_goes_on_behind_its_ledger(tmp_path: Path) -> None:
         # What is sent twice counts once: the ledger knows it still.
         daemon.call("SendMetricsBatch", batch("a", *(now + ago * SECOND for ago in (2, 3, 4, 5))))
         assert daemon.stop() == 0
-    [session] = ledger_of(directory)["sessions"]
+    tables = ledger_of(directory)
+    [session] = tables["sessions"]
     assert 5 * SECOND in session
+    # Nothing was taken meanwhile, also where no row says until when something was.
+    assert ["billaged_down" in silence for silence in tables["silences"]] == [True]
     code, out, err = run("verify", "--data-dir", directory)
     assert code == 0, out + err
 

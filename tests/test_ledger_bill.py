@@ -209,9 +209,11 @@ def journal_near_the_edge(seed: int, length: int = 60) -> list[Event]:
                 whats.append(Tick(newest_ns, MINUTE_NS, chance.pick((False, True))))
             case _:
                 rows = []
+                # Some into the past, where what lies between two of a batch may be more than fits.
+                back_ns = chance.pick((0, 0, 0, HOUR_NS, 10 * SECOND_NS)) + chance.pick((0, 1))
                 for _ in range(chance.pick((1, 1, 3))):
-                    now_ns[vm_id] += chance.pick((SECOND_NS, SECOND_NS, MINUTE_NS, 0))
-                    rows.append(Sample(now_ns[vm_id], 1, *[chance.pick((0, 1, 5, 2**63 - 1))] * 5))
+                    now_ns[vm_id] += chance.pick((SECOND_NS, SECOND_NS, MINUTE_NS, HOUR_NS, 0))
+                    rows.append(Sample(now_ns[vm_id] - back_ns, 1, *[chance.pick((0, 1, 5, 2**63 - 1))] * 5))
                 whats.append(Batch(vm_id, "acme", rows))
     return [Event(sequence, EPOCH_NS, "", what) for sequence, what in enumerate(whats, 1)]
 
@@ -225,6 +227,23 @@ def test_what_does_not_fit_64_bits_is_buried_alike_and_stops_nobody(first_seed: 
         assert_billed_alike(events, ledger)
         buried += sum(reason == "overflow" for *_, reason in ledger["dead_letters"])
     assert buried
+
+
+def test_what_only_fits_once_a_whole_batch_is_in_is_billed() -> None:
+    """By hand: the first sample of the last batch alone would bring the first session to 2^63."""
+    most = 2**63 - 1
+
+    def read(*values: tuple[int, int]) -> Batch:
+        return Batch(
+            "vm-1", "acme", [Sample(EPOCH_NS + second * SECOND_NS, 0, 0, disk, 0, 0, 0) for second, disk in values]
+        )
+
+    starts = (Started("vm-1", "acme", 10**17), Started("vm-1", "acme", EPOCH_NS + 1_400 * SECOND_NS))
+    whats: list[What] = [Rules(), starts[0], read((0, most)), read((900, 1)), starts[1], read((300, 0), (390, most))]
+    events = [Event(sequence, EPOCH_NS, "", what) for sequence, what in enumerate(whats, 1)]
+    ledger = ledger_of(events, SeededChooser(1))
+    assert_billed_alike(events, ledger)
+    assert not ledger["dead_letters"]
 
 
 def test_a_stop_taken_back_after_a_restart_bills_as_if_it_had_never_been() -> None:

@@ -30,8 +30,10 @@ def test_errors_are_all_said_and_what_is_kept_is_bounded() -> None:
     for _ in range(3):
         assert repeats.filter(logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "broken", (), None))
     for number in range(1_000):
-        repeats.filter(logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, f"line {number}", (), None))
+        for _ in range(2):
+            repeats.filter(logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, f"line {number}", (), None))
     assert len(repeats._said_at) <= 256
+    assert len(repeats._repeated) <= 256
 
 
 def test_a_stranger_cannot_fill_the_log(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from billaged.aggregator.book import Book
 from billaged.aggregator.effects import Effects
 from billaged.aggregator.points import fold_samples, fold_start, fold_stop
 from billaged.aggregator.progress import Progress
+from billaged.aggregator.summary import one_each
 from billaged.aggregator.vm import Context, Vm
 from billaged.model.records import SAMPLE_WIDTH, JournalEntry, MetricsBatch, VmStarted, VmStopped
 from billaged.model.time import INT64_MAX
@@ -86,8 +87,10 @@ def _fold_entry(vm: Vm, entry: JournalEntry, moment: Moment, effects: Effects) -
     if isinstance(record, MetricsBatch):
         values = iter(record.samples)
         samples = sorted(zip(*[values] * SAMPLE_WIDTH, strict=True), key=lambda sample: sample[0])
+        begun = len(effects.finals)
         if not fold_samples(vm, record.customer_id, samples, context):
             return False
+        effects.finals[begun:] = one_each(effects.finals[begun:])
         effects.newest_sample_ns = max(effects.newest_sample_ns, samples[-1][0] if samples else 0)
     elif isinstance(record, VmStarted):
         if not fold_start(vm, record.customer_id, record.start_ns, context):

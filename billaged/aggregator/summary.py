@@ -150,6 +150,20 @@ def of_finals(finals: Sequence[FinalSummary], window_start_ns: int, *, replayed:
     )
 
 
+def one_each(finals: Sequence[FinalSummary]) -> list[FinalSummary]:
+    """One final summary for each session of a VM, of those that the samples of one batch gave one by one.
+
+    Nobody is told what was so for the time between two of its samples: it may not even fit 64 bits.
+    """
+    merged: dict[int, FinalSummary] = {}
+    for final in finals:
+        if (first := merged.get(final.ordinal)) is not None:
+            peak_bytes = max(first.window_base[TOTAL_PEAK], final.window_base[TOTAL_PEAK])
+            final = final._replace(window_base=(*first.window_base[:TOTAL_PEAK], peak_bytes))
+        merged[final.ordinal] = final
+    return list(merged.values())
+
+
 def _difference(totals: Int64, base: Int64) -> Int64:
     window = totals - base
     window[:, TOTAL_PEAK] = base[:, TOTAL_PEAK]

@@ -21,24 +21,23 @@ from billaged.aggregator.changes import (
     LedgerChanges,
     LedgerWriter,
 )
-from billaged.aggregator.columns import RUNNING
+from billaged.aggregator.columns import RUNNING, Columns
 from billaged.aggregator.engine import Engine
 from billaged.aggregator.feeding import feed, take_up
 from billaged.aggregator.glance import Glance
 from billaged.aggregator.summary import SummarySink
 from billaged.model.errors import BillagedError
-from billaged.model.records import FoldRules, JournalEntry, Kind
+from billaged.model.records import FoldRules, JournalEntry, VmStarted, VmStopped
 from billaged.model.time import NANOS, Clock
 
 _log = logging.getLogger("billaged.aggregator")
 
 # Fold at most this many entries at once, so that readers wait some milliseconds at most.
 _FOLD_ENTRIES: Final = 8_192
-# What may be slow: starts and stops move what is kept after them, and samples into the past are walked one by one.
+# What may be slow: starts and stops in the past move what is kept after them, and samples there are walked one by one.
 # So many of the one, so many payload bytes of the other: whoever asks whether the fold gets on hears it in time.
 _FOLD_BOUNDS: Final = 16
 _FOLD_BYTES: Final = 1 << 20
-_BOUNDS: Final = (Kind.STARTED, Kind.STOPPED)
 # Wait this long for company before folding fewer than this: small groups cost most.
 _GATHER_SECONDS: Final = 0.02
 _GATHER_ENTRIES: Final = 512
@@ -237,7 +236,7 @@ class Aggregator:
     def _run(self) -> None:
         try:
             while not self._ended():
-                for entries in _pieces(self._next()):
+                for entries in _pieces(self._next(), self._engine.columns):
                     self._fold(entries)
                     self.folded_bytes += sum([len(entry.payload) for entry in entries])
                     self.folded_entries += len(entries)
@@ -292,21 +291,34 @@ class Aggregator:
         # Only now: who asks for a VM finds it here or in the ledger.
         with self._lock:
             self._engine.evict_ended()
+        # What is seen during a long fold is no older than the flush before it.
+        for seen in (self._status, self._by_customer):
+            seen.look()
         ended = self._clock.monotonic_nanos()
         self._flush_due_ns = ended + max(self._flush_interval_ns, _FLUSH_REST * (ended - began))
 
 
-def _pieces(entries: Sequence[JournalEntry]) -> Iterator[Sequence[JournalEntry]]:
+def _pieces(entries: Sequence[JournalEntry], columns: Columns) -> Iterator[Sequence[JournalEntry]]:
     """In order, at least one; the bill does not depend on where they are cut."""
     begun, bounds, size = 0, 0, 0
     for index, entry in enumerate(entries):
-        bounds += entry.kind in _BOUNDS
+        record = entry.record
+        if isinstance(record, VmStarted):
+            bounds += _is_past(record.vm_id, record.start_ns, columns)
+        elif isinstance(record, VmStopped):
+            bounds += _is_past(record.vm_id, record.stop_ns, columns)
         size += len(entry.payload)
         if bounds >= _FOLD_BOUNDS or size >= _FOLD_BYTES:
             yield entries[begun : index + 1]
             begun, bounds, size = index + 1, 0, 0
     if begun < len(entries) or not entries:
         yield entries[begun:]
+
+
+def _is_past(vm_id: str, time_ns: int, columns: Columns) -> bool:
+    """Whether this VM is in memory with something newer. A fleet that starts is folded as one."""
+    row = columns.row_of.get(vm_id)
+    return row is not None and time_ns < int(columns.last_time[row])
 
 
 def _tell_of_trouble(changes: LedgerChanges) -> None:

@@ -25,6 +25,7 @@ from billaged.intake.segment_file import segments_in
 from billaged.intake.segments import FOLDER_NAME as SEGMENTS
 from billaged.intake.sqlite import FILE_NAME as JOURNAL
 from billaged.ledger import database
+from billaged.ledger.backup import FOLDER_NAME as BACKUPS
 from billaged.ledger.backup import damage_of, stamp
 from billaged.ledger.copying import new_file, sync_folder
 from billaged.ledger.cuts import FOLDER_NAME as SNAPSHOTS
@@ -52,6 +53,8 @@ class Plan(NamedTuple):
     begun: Begun
     # Rows of the old file that are there: the ledger is taken to have folded them. None where it cannot be read.
     rows_there: int | None
+    # Whether the old file says which row was its last: else there may have been more than the ledger has folded.
+    end_known: bool
 
 
 Agreed = Callable[[Plan], bool]
@@ -97,7 +100,10 @@ class Folded(NamedTuple):
 
 def _folded(ledger: Path) -> Folded:
     # As a start does it: brought up to date, with a copy of what it was.
-    database.open_for_writing(ledger).dispose()
+    try:
+        database.open_for_writing(ledger).dispose()
+    finally:
+        give_to_owner_of(ledger.parent, *ledger.parent.glob(BACKUPS))
     if (damage := damage_of(ledger)) is not None:
         raise StorageError(f"the ledger {ledger} is damaged: {damage}.", "Restore a backup of journal and ledger.")
     with reading(ledger) as reader:
@@ -127,12 +133,25 @@ def _broken_off(data_dir: Path, folded: Folded) -> Begun | None:
 def _planned(data_dir: Path, folded: Folded) -> tuple[Plan, Lost]:
     found = look_at_journal(data_dir / JOURNAL, folded.journal_id, folded.head)
     position = folded.head.sequence
-    in_segments = [segment.last for segment in segments_in(data_dir / SEGMENTS) if segment.first <= position]
+    in_segments = [segment.last for segment in segments_in(data_dir / SEGMENTS)]
+    _refuse_to_leave_out(data_dir / SEGMENTS, max(in_segments, default=0), position)
     kept = min(position, max([found.pruned, *in_segments]))
     there = any((data_dir / (JOURNAL + log)).exists() for log in LOGS)
     set_aside = unused(data_dir / f"replaced-{stamp()}").name if there else ""
     story = BegunAnew(position, kept + 1, max(found.given, position), time.time_ns(), set_aside)
-    return Plan(found.why, Begun(folded.journal_id, folded.head, story), found.rows_there), found
+    begun = Begun(folded.journal_id, folded.head, story)
+    return Plan(found.why, begun, found.rows_there, found.given >= position), found
+
+
+def _refuse_to_leave_out(segments: Path, last: int, position: int) -> None:
+    """Rows leave the journal once a ledger has them: this one is older than that."""
+    if last > position:
+        raise StorageError(
+            f"rows {position + 1} to {last} are in {segments} and not in this ledger, which is older than they are:"
+            " they would never be billed, and their numbers would be given again.",
+            f"Put back the ledger that goes with them. Where none is to be had, move the files with rows after"
+            f" {position} out of {segments.name}, keep them, and do this again.",
+        )
 
 
 def _prepare(data_dir: Path, begun: Begun, found: Lost) -> None:

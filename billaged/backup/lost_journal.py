@@ -54,18 +54,21 @@ def look_at_journal(path: Path, journal_id: str, folded: Head) -> Lost:
             about = journal.about()
             if journal.journal_id != journal_id:
                 return _of_another(journal, about)
-            _refuse_what_goes_on(journal, about, folded)
-            there = _count(journal, 0, folded.sequence)
-            return Lost(
-                _what_is_wrong(about, folded),
-                about.left.sequence,
-                about.head.sequence,
-                about.beginning.after,
-                there,
-                journal.begun_anew(),
+            said = Lost(
+                "",
+                pruned=about.left.sequence,
+                given=about.head.sequence,
+                chained_after=about.beginning.after,
+                story=journal.begun_anew(),
             )
+            try:
+                _refuse_what_goes_on(journal, about, folded)
+                there = _count(journal, 0, folded.sequence)
+                return said._replace(why=_what_is_wrong(about, folded), rows_there=there)
+            except JournalDamaged as error:
+                return said._replace(why=_problem_of(error))
     except JournalDamaged as error:
-        return Lost(str(error).splitlines()[0])
+        return Lost(_problem_of(error))
 
 
 def _of_another(journal: JournalFile, about: About) -> Lost:
@@ -84,7 +87,7 @@ def _refuse_what_goes_on(journal: JournalFile, about: About, folded: Head) -> No
         StorageError: a start can go on with it, or rows of it would be lost.
     """
     position = folded.sequence
-    newer = _count(journal, position, about.head.sequence)
+    newer = _newer(journal, about, position)
     is_folded = _chain_at(journal, about, position) == folded.chain
     is_whole = about.left.sequence <= position and newer == about.head.sequence - position and about.lost is None
     if is_whole and is_folded:
@@ -114,6 +117,23 @@ def _refuse_what_goes_on(journal: JournalFile, about: About, folded: Head) -> No
         )
 
 
+def _newer(journal: JournalFile, about: About, position: int) -> int:
+    """How many rows are there that the ledger has not folded.
+
+    Raises:
+        StorageError: there are some, and not all of them can be read.
+    """
+    if about.head.sequence <= position:
+        return 0
+    try:
+        return _count(journal, position, about.head.sequence)
+    except JournalDamaged as error:
+        raise StorageError(
+            f"{_problem_of(error)}: rows after {position}, up to which the ledger has folded, would be lost.",
+            f"Restore a backup of journal and ledger. {_MOVE_IT}",
+        ) from error
+
+
 def _what_is_wrong(about: About, folded: Head) -> str:
     end = max(about.newest or 0, about.left.sequence)
     if end < folded.sequence:
@@ -129,7 +149,11 @@ def _chain_at(journal: JournalFile, about: About, sequence: int) -> bytes:
         return b""
     if sequence == about.left.sequence:
         return about.left.chain
-    rows = next(journal.rows(sequence - 1, sequence), None)
+    try:
+        rows = next(journal.rows(sequence - 1, sequence), None)
+    except JournalDamaged:
+        # Then nobody can say that it is the one that was folded.
+        return b""
     return rows[0].chain if rows and isinstance(rows[0].chain, bytes) else b""
 
 
@@ -142,6 +166,11 @@ def _is_unbroken(journal: JournalFile, about: About) -> bool:
                 return False
             expected += 1
     return expected > about.head.sequence
+
+
+def _problem_of(error: JournalDamaged) -> str:
+    """What is wrong, without what a start would have done about it."""
+    return error.problem.removesuffix(".")
 
 
 def _count(journal: JournalFile, after: int, through: int) -> int:

@@ -23,9 +23,10 @@ def begin_anew(yes: bool, as_json: bool, data_dir: Path | None) -> None:
     """Go on in a new journal, behind a ledger that is whole. The daemon must be down.
 
     For a journal that is lost, or lacks rows at its end that the ledger has folded: a start refuses it, and no backup
-    has a newer one. Nothing that is billed changes, and no row of the old file that the ledger has not folded is given
-    up: where there are such rows, it refuses. The new journal has the old one's id and begins after the row that the
-    ledger has come to, with its chain. A snapshot of the ledger becomes the cut that replays begin at from now on.
+    has a newer one. Nothing that is billed changes, and no row of the old file that can be read and that the ledger has
+    not folded is given up: where there are such rows, it refuses. The new journal has the old one's id and begins after
+    the row that the ledger has come to, with its chain. A snapshot of the ledger becomes the cut that replays begin at
+    from now on.
 
     What it costs: the rows before are not there to replay, and what they gave can only be held against itself.
     'billaged verify' and 'billaged journal verify' say from then on which rows these are, and each start logs it
@@ -63,9 +64,11 @@ def _told(plan: Plan) -> list[str]:
         lines.append(
             f"rows {story.after + 1:,} to {story.given:,} were acknowledged and are nowhere: they will not be billed"
         )
-    if plan.rows_there is None:
-        lines.append("what is in its file cannot be read: rows that the ledger has not folded may be among it")
-    elif plan.rows_there:
+    if not plan.end_known:
+        lines.append(
+            f"nobody can tell how far it went: rows after {story.after:,}, if any were acknowledged, will not be billed"
+        )
+    if plan.rows_there:
         lines.append(f"the {plan.rows_there:,} rows in its file are taken for what the ledger has folded")
     return lines
 

@@ -114,7 +114,8 @@ class JournalFile:
             try:
                 rows = self._query(query, after, through, _READ_ROWS)
             except StorageError as error:
-                raise StorageError(f"{error} That is after row {after}.") from error
+                # Of the same kind: damage is told from what may pass.
+                raise type(error)(f"{error.problem} That is after row {after}.", error.hint) from error
             if not rows:
                 return
             yield [JournalRow(*row) for row in rows]

@@ -28,8 +28,8 @@ _UNUSABLE: Final = (
     " ledger that is whole."
 )
 _MISSING: Final = (
-    "Restore a backup of it that is whole; where none is to be had, 'billaged journal begin-anew' goes on without these"
-    " rows, if the ledger has all that is there."
+    "Restore a backup of it that is whole ('billaged journal verify' tells); where none is to be had, 'billaged journal"
+    " begin-anew' goes on without these rows, if the ledger has all that is there."
 )
 _VERIFY: Final = "Restore a backup of it that is whole; 'billaged journal verify' names what is wrong."
 

@@ -83,10 +83,11 @@ class NotServing(RequestError):
 
 
 class StartError(BillagedError):
-    """A daemon or command that cannot go on. ``hint`` says what to do next."""
+    """A daemon or command that cannot go on. ``problem`` is what is wrong, ``hint`` says what to do next."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(f"{message} {hint}".strip())
+        self.problem = message
         self.hint = hint
 
 

@@ -30,6 +30,7 @@ class Repeats(logging.Filter):
             return False
         if len(self._said_at) >= _KEPT_MAX:
             self._said_at.clear()
+            self._repeated.clear()
         self._said_at[line] = now
         if repeated := self._repeated.pop(line, 0):
             record.repeated = repeated

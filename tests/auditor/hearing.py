@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -38,6 +39,8 @@ class Hearing:
         self.passed_ns = 0
         self.instances: dict[str, Instance] = {}
         self.silences: dict[SilenceKey, Silence] = {}
+        # Those that are open.
+        self._of_vms: defaultdict[str, list[Silence]] = defaultdict(list)
         # When each VM was last listed that no instance lists any more.
         self._unlisted_seconds: dict[str, int] = {}
 
@@ -65,9 +68,8 @@ class Hearing:
 
     def spoke(self, vm_id: str, at_ns: int) -> None:
         """A point was appended to the VM's timeline, or put at its newest instant: its silences end there."""
-        for key, silence in self.silences.items():
-            if key.vm_id == vm_id and silence.end_ns is None:
-                silence.end_ns = at_ns
+        for silence in self._of_vms.pop(vm_id, ()):
+            silence.end_ns = at_ns
 
     def tick(self, sequence: int, length_ns: int, rules: Rules, vms: Mapping[str, Vm]) -> list[Vm]:
         """Time passes. Gives the VMs that have vanished by it."""
@@ -99,8 +101,10 @@ class Hearing:
 
     def _vanish(self, sequence: int, rules: Rules, running: Iterable[Vm]) -> list[Vm]:
         vanished = []
+        # All at once: asked one by one, many VMs and many instances take for ever.
+        listed = {vm_id for instance in self.instances.values() for vm_id in instance.vm_ids}
         for vm in running:
-            if vm.newest_ordinal not in vm.listed or self.lists(vm.vm_id):
+            if vm.newest_ordinal not in vm.listed or vm.vm_id in listed:
                 continue
             seen_seconds = max(vm.heard_seconds, self._unlisted_seconds[vm.vm_id])
             if (self.seconds - seen_seconds) * SECOND_NS >= rules.vanish_after_ns:
@@ -113,4 +117,7 @@ class Hearing:
         life = vm.timeline.state.life
         if life is None:
             raise ValueError(f"{vm.vm_id}: no session to be silent")
-        self.silences.setdefault(SilenceKey(vm.vm_id, life.last_ns, reason), Silence(sequence))
+        key = SilenceKey(vm.vm_id, life.last_ns, reason)
+        if key not in self.silences:
+            self.silences[key] = Silence(sequence)
+            self._of_vms[vm.vm_id].append(self.silences[key])
